@@ -1,0 +1,83 @@
+"""streamkit: folders of raw images and arrays -> sharded standard TFRecord or HDF5 -> shuffled, resumable batches.
+
+    >>> import streamkit
+    >>> sorted(set(streamkit.__all__) - {"__version__"})[:4]
+    ['BusyError', 'DamagedError', 'FormatVersionError', 'Loader']
+
+Importing it imports no framework; TensorFlow, Keras and PyTorch are imported by the function that needs them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from streamkit.version import __version__
+
+if TYPE_CHECKING:
+    from streamkit.convert import convert
+    from streamkit.errors import (
+        BusyError,
+        DamagedError,
+        FormatVersionError,
+        RefusedError,
+        RemoteError,
+        ResourceError,
+        SourceError,
+        StreamkitError,
+        UsageError,
+    )
+    from streamkit.frontends import Loader, dataset, sequence
+    from streamkit.opening import open
+
+_HOME = {
+    "convert": "streamkit.convert",
+    "Loader": "streamkit.frontends",
+    "dataset": "streamkit.frontends",
+    "sequence": "streamkit.frontends",
+    "open": "streamkit.opening",
+} | dict.fromkeys(
+    (
+        "BusyError",
+        "DamagedError",
+        "FormatVersionError",
+        "RefusedError",
+        "RemoteError",
+        "ResourceError",
+        "SourceError",
+        "StreamkitError",
+        "UsageError",
+    ),
+    "streamkit.errors",
+)
+
+__all__ = [
+    "BusyError",
+    "DamagedError",
+    "FormatVersionError",
+    "Loader",
+    "RefusedError",
+    "RemoteError",
+    "ResourceError",
+    "SourceError",
+    "StreamkitError",
+    "UsageError",
+    "__version__",
+    "convert",
+    "dataset",
+    "open",
+    "sequence",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'streamkit' has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

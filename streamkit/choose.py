@@ -1,0 +1,94 @@
+"""Choosing samples before any payload is read: a slice of stored rows, then `where`, then `rows`. All on the index.
+
+>>> parse_split("train[10%:30%]")
+('train', slice('10%', '30%', None))
+>>> resolve(slice("10%", "30%"), 50)
+(5, 15)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.errors import UsageError
+from streamkit.index import Index
+
+Ints = npt.NDArray[np.int64]
+
+
+def parse_split(text: str | None) -> tuple[str | None, slice]:
+    """Name and slice of "train", "train[:80%]" or "train[100:200]"."""
+    if text is None:
+        return None, slice(None)
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", text)
+    if match is None:
+        raise UsageError(f"split is {text!r}", hint='Write a name, or a part of it like "train[:80%]".')
+    return match[1], slice(match[2], match[3])
+
+
+def resolve(part: slice, n: int) -> tuple[int, int]:
+    """First and past-the-last row of a slice of `n` rows; percents are rounded to the nearest row, as TFDS does."""
+
+    def at(text: str | None, default: int) -> int:
+        if text is None:
+            return default
+        value = round(float(text[:-1]) / 100 * n) if text.endswith("%") else int(text)
+        return max(0, min(n, n + value if value < 0 else value))
+
+    start, stop = at(part.start, 0), at(part.stop, n)
+    return start, max(start, stop)
+
+
+def choose(index: Index, part: slice, where: Any, rows: Any) -> Ints | tuple[int, int]:
+    """The chosen rows: (first, past-the-last) while they are a run, else an int64 array in the order given.
+
+    Args:
+        index: the split's index.
+        part: a slice from `parse_split`.
+        where: a pyarrow.compute expression on index columns, or None.
+        rows: row numbers to take, or None.
+
+    Raises:
+        UsageError: nothing is left, or a row number or column does not exist.
+    """
+    start, stop = resolve(part, index.n_rows)
+    if where is None and rows is None:
+        if stop == start:
+            raise UsageError(f"no sample is chosen: the slice covers none of {index.n_rows} rows")
+        return start, stop
+    chosen = np.arange(start, stop) if rows is None else np.asarray(rows, np.int64)
+    if chosen.size and (chosen.min() < 0 or chosen.max() >= index.n_rows):
+        raise UsageError(f"rows go from {chosen.min()} to {chosen.max()}, the split has {index.n_rows}")
+    chosen = chosen[(chosen >= start) & (chosen < stop)]
+    if where is not None:
+        chosen = chosen[_mask(index, where)[chosen]]
+    if not chosen.size:
+        raise UsageError("no sample is chosen", hint="Widen split=, where= or rows=.")
+    return chosen
+
+
+def _mask(index: Index, where: Any) -> npt.NDArray[np.bool_]:
+    import pyarrow as pa
+    import pyarrow.dataset
+
+    if not isinstance(where, pa.compute.Expression):
+        raise UsageError("where is no pyarrow.compute expression", hint='Write pyarrow.compute.field("label") == 1.')
+    data = pyarrow.dataset.dataset(str(index.path), format="parquet")
+    try:
+        table = data.to_table(columns={"chosen": where})
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        columns = ", ".join(index.names)
+        raise UsageError(f"where cannot be applied: {error}", hint=f"The index has {columns}.") from None
+    return np.asarray(table.column("chosen").fill_null(False).to_numpy(), np.bool_)
+
+
+def fingerprint(chosen: Ints | tuple[int, int]) -> str:
+    """A short digest of the choice, for the cursor."""
+    if isinstance(chosen, tuple):
+        return f"{chosen[0]}:{chosen[1]}"
+    return hashlib.blake2b(chosen.astype("<i8").tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,140 @@
+"""Arrays: numbers <-> little-endian C-order bytes, and the filters of chunked HDF5 undone outside libhdf5.
+
+>>> import numpy as np
+>>> rows = np.arange(6, dtype=">i4").reshape(2, 3)
+>>> stored = compress(to_bytes(rows))
+>>> from_bytes(inflate(stored, 24), "int32", (2, 3)).tolist()
+[[0, 1, 2], [3, 4, 5]]
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class BadArray(ValueError):
+    """Bytes that are not the array they should be; the message is the reason."""
+
+
+def to_bytes(array: Array) -> memoryview:
+    """The array's bytes, little-endian and in C order; no copy when it lies so already."""
+    array = np.asarray(array)
+    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def from_bytes(data: Any, dtype: str, shape: tuple[int | None, ...]) -> Array:
+    """The array of little-endian C-order bytes.
+
+    Args:
+        data: bytes-like.
+        dtype: NumPy name of the values.
+        shape: at most one None, which is found from the length.
+
+    Raises:
+        BadArray: the length does not fit the shape.
+    """
+    values = np.frombuffer(data, np.uint8)
+    item = np.dtype(dtype).newbyteorder("<")
+    known = math.prod(d for d in shape if d is not None) * item.itemsize
+    if None in shape:
+        n, rest = divmod(len(values), known) if known else (0, len(values))
+        shape = tuple(n if d is None else d for d in shape)
+        if rest:
+            raise BadArray(f"{len(values)} bytes are no whole number of {known}-byte rows")
+    elif len(values) != known:
+        raise BadArray(f"{len(values)} bytes, expected {known} for {dtype} {shape}")
+    return values.view(item).reshape(tuple(d for d in shape if d is not None))
+
+
+def compress(data: Any, level: int = 6) -> bytes:
+    """zlib-compress a payload, as TFDS's `zlib` tensor encoding does."""
+    return zlib.compress(data, level)
+
+
+def inflate(data: Any, limit: int) -> bytes:
+    """Undo `compress`; BadArray when damaged or when more than `limit` bytes come out."""
+    stream = zlib.decompressobj()
+    try:
+        out = stream.decompress(data, limit + 1)
+    except zlib.error as error:
+        raise BadArray(f"damaged zlib data: {error}") from None
+    if len(out) > limit or not stream.eof:
+        raise BadArray(f"zlib data of more than {limit} bytes" if len(out) > limit else "zlib data is cut short")
+    return out
+
+
+def decode_chunk(data: Any, filters: tuple[str, ...], itemsize: int, nbytes: int) -> Array:
+    """Undo an HDF5 chunk's filters.
+
+    Args:
+        data: the chunk as stored.
+        filters: names in the order applied when writing, from FILTERS.
+        itemsize: size of one value [B], which shuffle needs.
+        nbytes: decoded size of a chunk [B].
+
+    Returns:
+        uint8 (nbytes,).
+
+    Raises:
+        BadArray: damaged, or another size comes out.
+    """
+    out: Any = data
+    for name in reversed(filters):
+        try:
+            out = FILTERS[name](out, itemsize, nbytes)
+        except BadArray:
+            raise
+        except Exception as error:  # each codec library has its own kinds
+            raise BadArray(f"damaged {name} chunk: {error}") from None
+    pixels = np.frombuffer(out, np.uint8)
+    if pixels.size != nbytes:
+        raise BadArray(f"a chunk of {pixels.size} bytes, expected {nbytes}")
+    return pixels
+
+
+def _gzip(data: Any, itemsize: int, nbytes: int) -> Any:
+    return inflate(data, nbytes)
+
+
+def _shuffle(data: Any, itemsize: int, nbytes: int) -> Any:
+    # HDF5 stores all first bytes, then all second bytes, ...; a rest shorter than a value stays at the end.
+    values = np.frombuffer(data, np.uint8)
+    n = values.size // itemsize
+    out = np.empty_like(values)
+    out[: n * itemsize].reshape(n, itemsize)[:] = values[: n * itemsize].reshape(itemsize, n).T
+    out[n * itemsize :] = values[n * itemsize :]
+    return out
+
+
+def _fletcher32(data: Any, itemsize: int, nbytes: int) -> Any:
+    return memoryview(data)[:-4]  # the index's crc32c has already vouched for every byte
+
+
+def _codec(name: str) -> Callable[[Any, int, int], Any]:
+    def decode(data: Any, itemsize: int, nbytes: int) -> Any:
+        import imagecodecs
+
+        return getattr(imagecodecs, name)(data, out=nbytes)
+
+    return decode
+
+
+# HDF5 filter name -> how to undo it: (data, itemsize, decoded size of the chunk) -> bytes-like.
+FILTERS: dict[str, Callable[[Any, int, int], Any]] = {
+    "shuffle": _shuffle,
+    "gzip": _gzip,
+    "fletcher32": _fletcher32,
+    "lzf": _codec("lzf_decode"),
+    "zstd": _codec("zstd_decode"),
+    "lz4": _codec("lz4h5_decode"),
+    "blosc2": _codec("blosc2_decode"),
+}

@@ -1,0 +1,320 @@
+"""Pictures: what a file's bytes are (`probe`), their pixels (`decode`), and bytes from pixels (`encode`).
+
+Pixels are uint8 (height, width, channels), upright (EXIF orientation applied). One rule a mode:
+
+    =====================  ====================================================================
+    bilevel, gray          1 channel; bilevel is 0 or 255
+    16-bit gray            1 channel, the high byte of each value (as TensorFlow's decode_png)
+    palette                3 channels, 4 with transparency
+    gray + alpha, RGBA     4 channels; alpha is dropped, not blended, when 3 are asked for
+    CMYK, YCbCr, Lab       3 channels, by Pillow's conversion; `probe` says 4 for CMYK as stored
+    GIF, TIFF, WebP, MPO   the first frame
+    float or 32-bit gray   refused: store such data as arrays
+    =====================  ====================================================================
+
+JPEG goes through libjpeg-turbo in strict mode (a damaged file is an error, never gray pixels), the rest through Pillow
+with an allow-list of formats.
+
+    >>> import numpy as np
+    >>> data = encode(np.full((20, 30, 3), 200, np.uint8), "jpeg", quality=90)
+    >>> probe(data)
+    Info(format='jpeg', width=30, height=20, channels=3, orientation=1)
+    >>> decode(data, channels=1).shape
+    (20, 30, 1)
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+Pixels = npt.NDArray[np.uint8]
+
+MAX_PIXELS = 64_000_000
+FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff"}
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_JPEG_SPACE = {1: "GRAY", 3: "RGB", 4: "RGBA"}
+_EXIF_ORIENTATION = 0x0112  # Source: Exif 2.3, tag 274
+
+
+class BadImage(ValueError):
+    """Bytes that are no picture we can decode whole; the message is the reason. `refused` marks a limit exceeded."""
+
+    refused = False
+
+
+class RefusedImage(BadImage):
+    """A picture over the pixel limit."""
+
+    refused = True
+
+
+class Info(NamedTuple):
+    """What a picture is: format name, size upright [pixel], channels as stored, EXIF orientation as stored (1 to 8)."""
+
+    format: str
+    width: int
+    height: int
+    channels: int
+    orientation: int
+
+
+def probe(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
+    """Read the header.
+
+    Args:
+        data: the file's bytes (bytes or memoryview); the first 64 KB of a JPEG mostly suffice.
+        max_pixels: limit on width x height.
+
+    Raises:
+        BadImage: no picture, or of an unknown kind.
+        RefusedImage: more than `max_pixels` pixels.
+    """
+    if bytes(data[:3]) == _JPEG_MAGIC:
+        try:
+            height, width, space, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError as error:
+            raise BadImage(f"broken JPEG: {error}") from None
+        _check_size(width, height, max_pixels)
+        channels = {"Gray": 1, "GRAY": 1, "CMYK": 4, "YCCK": 4}.get(space, 3)
+        orientation = _orientation(data)
+        if orientation >= 5:
+            width, height = height, width
+        return Info("jpeg", width, height, channels, orientation)
+    with _open(data, max_pixels) as picture:
+        orientation = _exif(picture)
+        width, height = picture.size if orientation < 5 else picture.size[::-1]
+        return Info(FORMATS[picture.format], width, height, _n_channels(picture), orientation)
+
+
+def check(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
+    """Decode every byte once, a JPEG at its cheapest scale, so that the picture cannot fail later.
+
+    Raises:
+        BadImage, RefusedImage: as `probe`; also for data that is cut short or damaged further in.
+    """
+    info = probe(data, max_pixels)
+    if info.format == "jpeg" and info.channels != 4:
+        try:
+            simplejpeg.decode_jpeg(data, "GRAY", min_height=1, min_width=1, min_factor=8)
+        except ValueError as error:
+            raise BadImage(f"damaged JPEG: {error}") from None
+    else:
+        decode(data, channels=3, max_pixels=max_pixels)
+    return info
+
+
+class _Scratch(threading.local):
+    """One decode buffer a thread. Its size is the bomb limit: only touched pages cost memory."""
+
+    buffer: Pixels | None = None
+
+
+_scratch = _Scratch()
+
+
+def decode(
+    data: Any,
+    *,
+    channels: int,
+    orientation: int | None = None,
+    n_stored: int = 3,
+    at_least: tuple[int, int] | None = None,
+    out: Pixels | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Pixels:
+    """Decode a picture.
+
+    Args:
+        data: the file's bytes.
+        channels: 1, 3 or 4 wanted.
+        orientation: EXIF orientation; None looks for it.
+        n_stored: channels as stored, when known; 4 sends a JPEG (CMYK) through Pillow.
+        at_least: (height, width) wanted upright; a JPEG is then decoded at the smallest scale not below it.
+        out: C-contiguous uint8 array to decode into when the size fits exactly.
+
+    Returns:
+        uint8 (height, width, channels), upright: `out` itself when it was decoded into. Else it may be a view of a buffer
+        that the thread's next call overwrites.
+
+    Raises:
+        BadImage: the bytes are damaged.
+        RefusedImage: more than `max_pixels` pixels.
+    """
+    if bytes(data[:3]) != _JPEG_MAGIC or n_stored == 4:
+        return _decode_pillow(data, channels, max_pixels)
+    if orientation is None:
+        orientation = _orientation(data)
+    try:
+        if out is not None and orientation == 1:
+            try:
+                if simplejpeg.decode_jpeg(data, _JPEG_SPACE[channels], buffer=out).shape == out.shape:
+                    return out
+            except ValueError as error:
+                if "too small" not in str(error):
+                    raise
+        buffer = _scratch_for(max_pixels * channels)
+        height, width = at_least or (0, 0)
+        if orientation >= 5:
+            height, width = width, height
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            data,
+            _JPEG_SPACE[channels],
+            min_height=height,
+            min_width=width,
+            min_factor=2 if at_least else 1,
+            buffer=buffer,
+        )
+    except ValueError as error:
+        if "too small to decode" in str(error):
+            raise RefusedImage(f"more than {max_pixels} pixels") from None
+        raise BadImage(f"damaged JPEG: {error}") from None
+    return upright(pixels, orientation)
+
+
+def _scratch_for(nbytes: int) -> Pixels:
+    if _scratch.buffer is None or _scratch.buffer.size < nbytes:
+        _scratch.buffer = np.empty(nbytes, np.uint8)
+    return _scratch.buffer
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn and mirror (height, width, channels) pixels as EXIF orientation 1 to 8 says. Source: Exif 2.3, tag 274."""
+    if orientation == 1:
+        return pixels
+    if orientation >= 5:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (2, 3, 7, 8):
+        pixels = pixels[:, ::-1] if orientation in (2, 3) else pixels[::-1]
+    if orientation in (3, 4, 6, 7):
+        pixels = pixels[::-1] if orientation in (3, 4) else pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _decode_pillow(data: Any, channels: int, max_pixels: int) -> Pixels:
+    with _open(data, max_pixels) as picture:
+        orientation = _exif(picture)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow warns of oddities (bombs, metadata) that are decided here
+                picture.load()
+                pixels = _pixels(picture, channels)
+        except Exception as error:  # Pillow's plugins raise many kinds on damaged data
+            raise BadImage(f"damaged {picture.format}: {error or type(error).__name__}") from None
+        return upright(pixels, orientation)
+
+
+def _pixels(picture: Any, channels: int) -> Pixels:
+    if picture.mode.startswith("I;16"):
+        high = (np.asarray(picture) >> 8).astype(np.uint8)[..., None]
+        if channels == 1:
+            return high
+        alpha = [np.full_like(high, 255)] if channels == 4 else []
+        return np.concatenate([high, high, high, *alpha], axis=2)
+    if picture.mode == "P" and "transparency" in picture.info and channels != 4:
+        picture = picture.convert("RGBA")  # else a transparent palette entry would change the others' colours
+    wanted = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    if picture.mode != wanted:
+        picture = picture.convert(wanted)
+    return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+
+def _open(data: Any, max_pixels: int) -> Any:
+    import PIL.Image
+    import PIL.TiffImagePlugin
+    import PIL.WebPImagePlugin
+
+    if len(data) == 0:
+        raise BadImage("empty file")
+    PIL.Image.preinit()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = PIL.Image.open(io.BytesIO(data), formats=_ALLOWED)
+    except PIL.Image.DecompressionBombError:
+        raise RefusedImage(f"more than {max_pixels} pixels") from None
+    except Exception as error:
+        raise BadImage(_guess(bytes(data[:512]), error)) from None
+    width, height = picture.size
+    _check_size(width, height, max_pixels)
+    if picture.mode == "F" or picture.mode == "I":
+        raise BadImage(f"{picture.format} of mode {picture.mode} holds measurements, not pixels; store it as .npy")
+    return picture
+
+
+_ALLOWED = tuple(f for f in FORMATS if f != "MPO")  # Pillow opens MPO as JPEG and renames it after
+
+
+def _guess(head: bytes, error: Exception) -> str:
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "looks like HTML: failed download?"
+    if start.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer: run `git lfs pull`"
+    if not any(head):
+        return "holds only zero bytes"
+    return "unknown or damaged picture" if "cannot identify" in str(error) else f"damaged picture: {error}"
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise BadImage(f"{width}x{height} pixels")
+    if width * height > max_pixels:
+        raise RefusedImage(f"{width}x{height} is more than {max_pixels} pixels (--max-pixels)")
+
+
+def _n_channels(picture: Any) -> int:
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La", "CMYK") or "transparency" in picture.info:
+        return 4
+    return 1 if picture.mode in ("1", "L") or picture.mode.startswith("I;16") else 3
+
+
+def _orientation(data: Any) -> int:
+    """EXIF orientation of a JPEG; Pillow is asked only where the marker is there at all."""
+    head = bytes(data[:65536])
+    if b"Exif\0\0" not in head:
+        return 1
+    try:
+        with _open(data, 1 << 62) as picture:
+            return _exif(picture)
+    except BadImage:
+        return 1
+
+
+def _exif(picture: Any) -> int:
+    try:
+        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # broken metadata does not make a broken picture
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def encode(pixels: Pixels, format: str, quality: int = 90) -> bytes:
+    """Encode uint8 (height, width, channels) pixels, 1, 3 or 4 channels.
+
+    Args:
+        pixels: the picture, upright.
+        format: "jpeg" (4:2:0, alpha dropped), "png" or "webp"; the last two are lossless at quality 100.
+        quality: 1 to 100, for jpeg and webp.
+    """
+    import PIL.Image
+
+    channels = pixels.shape[2]
+    if format == "jpeg":
+        pixels = np.ascontiguousarray(pixels[:, :, :3])
+        space = "GRAY" if channels == 1 else "RGB"
+        return bytes(simplejpeg.encode_jpeg(pixels, quality, space, "444" if channels == 1 else "420"))
+    picture = PIL.Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    buffer = io.BytesIO()
+    if format == "webp":
+        picture.save(buffer, "WEBP", quality=quality, lossless=quality == 100)
+    else:
+        picture.save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()

@@ -1,0 +1,175 @@
+"""Sample -> record: check what the source gave, re-encode it where asked, and note the facts for the index.
+
+`storage_schema` decides how each field will be stored before anything is written; `Encoder` does it sample by sample;
+`final_schema` fills in at the end what only the items could tell (sizes, channels, image formats).
+
+    >>> from streamkit.codecs import image
+    >>> import numpy as np
+    >>> encoder = Encoder(Schema((Field("image", "image", "uint8", (None, None, None), "mixed"),)), Options("tfrecord"))
+    >>> png = image.encode(np.zeros((2, 3, 3), np.uint8), "png")
+    >>> encoder.record("a.png", {"image": png}, {}).facts
+    {'width': 3, 'height': 2, 'channels': 3, 'orientation': 1, 'format': 'png'}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamkit.codecs import array as arrays
+from streamkit.codecs import image
+from streamkit.codecs.resize import resize
+from streamkit.convert.options import Options
+from streamkit.schema import Field, Schema
+from streamkit.shards.record import MAX_RECORD_NBYTES, Record
+from streamkit.sources.listing import BadItem
+
+IMAGE_FACTS = ("width", "height", "channels", "orientation")
+
+
+def storage_schema(schema: Schema, options: Options, compression: str) -> Schema:
+    """How each field will be stored.
+
+    Args:
+        schema: the source's.
+        options: the user's.
+        compression: what --compression auto came to, or what was asked for: "none" or a codec.
+    """
+    return Schema(tuple(_stored(field, options, compression) for field in schema))
+
+
+def _stored(field: Field, options: Options, compression: str) -> Field:
+    if field.is_image and options.encode != "raw":
+        encoding = options.encode.partition(":")[0]
+        return dataclasses.replace(field, encoding="mixed" if encoding == "keep" else encoding)
+    if field.is_image:
+        field = dataclasses.replace(field, encoding="raw")
+    elif field.kind != "array":
+        return field
+    if compression == "none":
+        return field
+    if options.format == "tfrecord":
+        return dataclasses.replace(field, encoding="zlib")
+    if not field.fixed:
+        return field  # a flat dataset holds samples of many sizes, and HDF5 filters need equal chunks
+    from streamkit.shards.hdf5 import FILTERS, chunk_rows
+
+    codec, _, level = compression.partition(":")
+    pipeline = "+".join(FILTERS[codec]) + (f":{level}" if level else "")
+    return dataclasses.replace(field, encoding=pipeline, chunk_rows=chunk_rows(field.sample_nbytes))
+
+
+class Encoder:
+    """Makes records of samples for one storage schema."""
+
+    def __init__(self, schema: Schema, options: Options) -> None:
+        self.schema, self.options = schema, options
+        _, _, level = options.compression.partition(":")
+        self.level = int(level or 6)
+
+    def record(self, key: str, payloads: Mapping[str, Any], columns: Mapping[str, Any]) -> Record | BadItem:
+        """Encode one sample; a BadItem when it cannot become one."""
+        stored: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
+        try:
+            for name, value in payloads.items():
+                field = self.schema[name]
+                encode = self._image if field.is_image else self._array
+                stored[name] = encode(field, value, facts)
+        except image.BadImage as error:
+            return BadItem(key, str(error), error.refused)
+        except arrays.BadArray as error:
+            return BadItem(key, str(error))
+        return Record(key, stored, dict(columns), facts)
+
+    def _image(self, field: Field, data: Any, facts: dict[str, Any]) -> Any:
+        options = self.options
+        if not options.reencodes:
+            read = image.check if options.check == "decode" else image.probe
+            info = read(data, options.max_pixels)
+            facts.update(zip(IMAGE_FACTS, info[1:], strict=True))
+            facts["format"] = info.format
+            return data
+        info = image.probe(data, options.max_pixels)
+        n_channels = 3 if info.format == "jpeg" and info.channels == 4 else info.channels
+        if options.encode == "raw" and field.shape[-1] is not None:
+            n_channels = field.shape[-1]
+        target = target_size(info.height, info.width, options)
+        pixels = image.decode(
+            data,
+            channels=n_channels,
+            orientation=info.orientation,
+            n_stored=info.channels,
+            at_least=target,
+            max_pixels=options.max_pixels,
+        )
+        if pixels.shape[:2] != target:
+            pixels = resize(pixels, target, "area" if target[0] < pixels.shape[0] else "bilinear")
+        name, _, quality = options.encode.partition(":")
+        if name == "keep":
+            name = "jpeg" if info.format == "jpeg" else "png"
+        if name == "jpeg":
+            n_channels = min(n_channels, 3)
+        facts.update(zip(IMAGE_FACTS, (target[1], target[0], n_channels, 1), strict=True))
+        facts["format"] = name
+        if name == "raw":
+            facts[f"{field.name}.shape"] = pixels.shape
+            return self._stored(field, arrays.to_bytes(pixels.copy()))
+        return image.encode(pixels, name, int(quality or (90 if name == "jpeg" else 100)))
+
+    def _array(self, field: Field, value: Any, facts: dict[str, Any]) -> Any:
+        if value.dtype.newbyteorder("=") != np.dtype(field.dtype):
+            raise arrays.BadArray(f"dtype is {value.dtype}, expected {field.dtype}")
+        if len(value.shape) != len(field.shape) or any(
+            a is not None and a != b for a, b in zip(field.shape, value.shape, strict=True)
+        ):
+            raise arrays.BadArray(f"shape is {value.shape}, expected {field.shape}")
+        facts[f"{field.name}.shape"] = value.shape
+        return self._stored(field, arrays.to_bytes(value))
+
+    def _stored(self, field: Field, data: memoryview) -> Any:
+        if len(data) > MAX_RECORD_NBYTES:
+            raise arrays.BadArray(f"{len(data)} bytes are more than a record's {MAX_RECORD_NBYTES}")
+        return arrays.compress(data, self.level) if field.encoding == "zlib" else data
+
+
+def target_size(height: int, width: int, options: Options) -> tuple[int, int]:
+    """(height, width) that --resize asks for; a short side is never enlarged."""
+    if options.exact_size is not None:
+        return options.exact_size
+    short = min(height, width)
+    if options.short_side is None or options.short_side >= short:
+        return height, width
+    scale = options.short_side / short
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def raw_image_field(field: Field, infos: Iterable[image.Info], options: Options) -> Field:
+    """The field of pictures stored as raw pixels, from all their headers: one number of channels for all."""
+    sizes: set[tuple[int, int]] = set()
+    n_channels = 1
+    for info in infos:
+        sizes.add(target_size(info.height, info.width, options))
+        n_channels = max(n_channels, 3 if info.format == "jpeg" and info.channels == 4 else info.channels)
+    heights, widths = {h for h, _ in sizes}, {w for _, w in sizes}
+    shape = (heights.pop() if len(heights) == 1 else None, widths.pop() if len(widths) == 1 else None, n_channels)
+    return dataclasses.replace(field, shape=shape)
+
+
+def final_schema(schema: Schema, facts: Sequence[Mapping[str, Any]]) -> Schema:
+    """Fill in the shape and encoding of encoded pictures from the facts of all shards (see `journal.summarise`)."""
+    fields = []
+    for field in schema:
+        if field.is_encoded_image:
+            formats = sorted({name for fact in facts for name in fact.get("format", ())})
+            shape = tuple(_one({v for fact in facts for v in fact.get(n, ())}) for n in ("height", "width", "channels"))
+            field = dataclasses.replace(field, shape=shape, encoding=formats[0] if len(formats) == 1 else "mixed")
+        fields.append(field)
+    return Schema(tuple(fields))
+
+
+def _one(values: set[int]) -> int | None:
+    return values.pop() if len(values) == 1 else None

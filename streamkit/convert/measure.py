@@ -1,0 +1,92 @@
+"""What must be looked at before a conversion can be planned: headers of pictures that will be re-encoded, and whether
+compression pays. Everything else is known from names and sizes.
+
+    >>> measure.__name__
+    'measure'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from streamkit.codecs import array as arrays
+from streamkit.codecs import image
+from streamkit.convert.encode import raw_image_field, storage_schema, target_size
+from streamkit.convert.options import Options
+from streamkit.schema import Schema
+from streamkit.sources import BadItem, Listing, Source
+
+
+def measure(source: Source, listing: Listing, options: Options) -> tuple[Schema, Any]:
+    """The storage schema, and expected bytes of each item where re-encoding changes them."""
+    schema = storage_schema(listing.schema, options, _compression(source, listing, options))
+    pictures = [f for f in schema if f.is_image]
+    if not pictures or not options.reencodes:
+        return schema, None
+    infos = _infos(source, listing, options)
+    if options.encode == "raw":
+        good = [info for info in infos if info is not None]
+        fields = {f.name: raw_image_field(f, good, options) for f in pictures}
+        schema = Schema(tuple(fields.get(f.name, f) for f in schema))
+    sizes = listing.sizes.copy()
+    for i, info in enumerate(infos):
+        if info is not None:
+            height, width = target_size(info.height, info.width, options)
+            if options.encode == "raw":
+                sizes[i] = height * width * (pictures[0].shape[-1] or info.channels)
+            else:  # re-encoded at about the same bits a pixel
+                sizes[i] = max(512, sizes[i] * height * width // (info.height * info.width))
+    return schema, sizes
+
+
+def _infos(source: Source, listing: Listing, options: Options) -> list[image.Info | None]:
+    """Headers of all pictures; None for bad ones, which pass 2 reports."""
+    out: list[image.Info | None] = []
+    for start in range(0, len(listing), 1024):
+        keys = [listing.keys[i] for i in range(start, min(start + 1024, len(listing)))]
+        for part in _same_split(keys, listing, start):
+            for sample in source.samples(part):
+                try:
+                    data = None if isinstance(sample, BadItem) else sample.payloads["image"]
+                    out.append(None if data is None else image.probe(data, options.max_pixels))
+                except image.BadImage:
+                    out.append(None)
+    return out
+
+
+def _same_split(keys: list[str], listing: Listing, start: int) -> Iterator[list[str]]:
+    """`keys` cut where the split changes: sources of split folders read one folder at a time."""
+    if listing.split_of is None:
+        yield keys
+        return
+    numbers = listing.split_of[start : start + len(keys)]
+    for part in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(numbers)) + 1):
+        yield [keys[i] for i in part]
+
+
+def _compression(source: Source, listing: Listing, options: Options) -> str:
+    """What --compression comes to: auto compresses arrays only where a sample of them shrinks by a quarter."""
+    if options.compression != "auto":
+        return options.compression
+    fields = [f for f in listing.schema if f.kind == "array"]
+    if not fields or (options.format == "hdf5" and not all(f.fixed for f in fields)):
+        return "none"
+    step = max(1, len(listing) // 16)
+    keys = [listing.keys[i] for i in range(0, len(listing), step)][:16]
+    raw = packed = 0
+    for key in keys:
+        for sample in source.samples([key]):
+            if isinstance(sample, BadItem):
+                continue
+            for field in fields:
+                data = arrays.to_bytes(sample.payloads[field.name][:])[: 1 << 20]
+                planes = np.frombuffer(data, np.uint8)
+                if options.format == "hdf5":
+                    planes = np.ascontiguousarray(planes.reshape(-1, np.dtype(field.dtype).itemsize).T)
+                raw += len(data)
+                packed += len(arrays.compress(planes.tobytes(), 1))
+    pays = raw and packed < 0.75 * raw
+    return {"tfrecord": "zlib", "hdf5": "gzip"}[options.format] if pays else "none"

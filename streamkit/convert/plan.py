@@ -1,0 +1,112 @@
+"""The plan of a conversion: which item goes to which split, shard and place in it. Pure: no file is touched.
+
+Items are ordered by a hash of their keys (salted by the seed), so a shard is a fair sample of its split, and which split
+an item belongs to hardly changes when items are added. Rows that the source stores compressed together share one hash.
+
+    >>> import numpy as np
+    >>> from streamkit.schema import Field, Schema
+    >>> listing = Listing(keys=[f"{i}.jpg" for i in range(10)], sizes=np.full(10, 100),
+    ...                   schema=Schema((Field("image", "image", "uint8", (None, None, None), "mixed"),)))
+    >>> plan = make_plan(listing, Options(format="tfrecord", split={"train": 0.8, "val": 0.2}, shard_size=400), "tfrecord")
+    >>> [(shard.file, len(shard.rows)) for shard in plan.shards]
+    [('train-00000.tfrecord', 4), ('train-00001.tfrecord', 4), ('val-00000.tfrecord', 2)]
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from streamkit.convert.options import Options
+from streamkit.errors import UsageError
+from streamkit.sources.listing import Ints, Listing
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard to be written: its split, file name, and rows of the listing in record order."""
+
+    split: str
+    file: str
+    rows: Ints
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards, in the order of the manifest; `splits` names every split, in the user's order."""
+
+    splits: tuple[str, ...]
+    shards: tuple[ShardPlan, ...]
+
+
+def make_plan(listing: Listing, options: Options, extension: str, sizes: Ints | None = None) -> Plan:
+    """Assign every item to a split and a shard.
+
+    Args:
+        listing: the source's items.
+        options: split, seed and shard size are used.
+        extension: of the shard files.
+        sizes: expected stored bytes of each item, int64 (n,); the listing's own if None.
+
+    Raises:
+        UsageError: fractions given for a source that has split folders, or a split that would be empty.
+    """
+    hashes = key_hashes(listing.keys, options.seed, listing.block)
+    names, split_of = assign_splits(listing, options, hashes)
+    sizes = listing.sizes if sizes is None else sizes
+    order = np.lexsort((np.arange(len(listing)), hashes))
+    shards = []
+    for number, name in enumerate(names):
+        rows = order[split_of[order] == number]
+        if not rows.size:
+            raise UsageError(f"split {name!r} would be empty", hint="Give it a larger fraction, or leave it out.")
+        for i, part in enumerate(cut(rows, sizes[rows], options.shard_nbytes)):
+            shards.append(ShardPlan(name, f"{name}-{i:05d}.{extension}", part))
+    return Plan(tuple(names), tuple(shards))
+
+
+def key_hashes(keys: Sequence[str], seed: int, block: int = 1) -> Ints:
+    """63-bit hash of each key, salted by the seed; runs of `block` rows share the hash of their first."""
+    salt = str(seed).encode()[:16]
+    hashed = (
+        int.from_bytes(hashlib.blake2b(keys[i].encode(), digest_size=8, key=salt).digest(), "little") >> 1
+        for i in range(0, len(keys), block)
+    )
+    out = np.fromiter(hashed, np.int64, -(-len(keys) // block))
+    return np.repeat(out, block)[: len(keys)] if block > 1 else out
+
+
+def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Sequence[str], Ints]:
+    """Split names and the number of each item's split: folders if there are any, else fractions, else all "train"."""
+    if listing.split_of is not None:
+        if options.split is not None:
+            folders = ", ".join(listing.split_names)
+            raise UsageError(f"the source has split folders already ({folders})", hint="Leave --split out.")
+        return listing.split_names, listing.split_of
+    if options.split is None:
+        return ("train",), np.zeros(len(listing), np.int64)
+    edges = np.cumsum(list(options.split.values()))
+    label = listing.schema.label
+    classes = listing.columns["label"] if label is not None else np.zeros(len(listing), np.int64)
+    split_of = np.empty(len(listing), np.int64)
+    order = np.lexsort((hashes, classes))
+    starts = np.flatnonzero(np.r_[True, np.diff(classes[order]) != 0]) if len(order) else np.empty(0, np.int64)
+    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
+        members = order[start:stop]
+        # Rounded over all classes so far, so that fractions hold for the whole even when classes are tiny.
+        cuts = np.floor(edges[:-1] * stop + 0.5) - np.floor(edges[:-1] * start + 0.5)
+        cuts = np.maximum.accumulate(cuts)
+        split_of[members] = np.searchsorted(cuts, np.arange(len(members)), side="right")
+    return tuple(options.split), split_of
+
+
+def cut(rows: Ints, sizes: Ints, shard_nbytes: int) -> list[Ints]:
+    """Cut rows into the fewest shards of about equal bytes that stay near `shard_nbytes`; none is empty."""
+    ends = np.cumsum(sizes)
+    n_shards = min(max(1, -(-int(ends[-1]) // shard_nbytes)), len(rows))
+    middle = ends - sizes / 2
+    number = np.minimum((middle * n_shards // max(1, int(ends[-1]))).astype(np.int64), n_shards - 1)
+    return [part for part in np.split(rows, np.flatnonzero(np.diff(number)) + 1) if part.size]

@@ -1,0 +1,159 @@
+"""The end of a conversion: merge the parts into the index, add what other tools need, write the manifest last.
+
+>>> from streamkit.sources.listing import Listing
+>>> import numpy as np
+>>> from streamkit.schema import Schema
+>>> source_facts(Listing(["a", "b"], np.array([1, 2]), Schema(())))["bytes"]
+3
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+import pyarrow as pa
+
+from streamkit import index
+from streamkit.convert.encode import final_schema
+from streamkit.convert.journal import Journal, Part
+from streamkit.convert.options import Options
+from streamkit.convert.plan import Plan
+from streamkit.convert.work import file_digest
+from streamkit.manifest import FILE_NAME, Manifest, Split
+from streamkit.schema import Schema
+from streamkit.sources.listing import BadItem, Listing
+from streamkit.storage import replacing, sync_folder, write_atomic
+
+
+def source_facts(listing: Listing) -> dict[str, Any]:
+    """What the manifest says of the source: counts, and a digest of its sorted (key, size) pairs."""
+    hasher = blake3.blake3()
+    pairs = [f"{key}\0{size}\n" for key, size in zip(listing.keys, listing.sizes.tolist(), strict=True)]
+    pairs += [f"{bad.key}\0bad\n" for bad in listing.bad]
+    pairs.sort()
+    hasher.update("".join(pairs).encode())
+    return {
+        "items": len(listing) + len(listing.bad),
+        "bytes": int(listing.sizes.sum()),
+        "fingerprint": hasher.hexdigest(),
+    }
+
+
+def publish(
+    out: Path,
+    plan: Plan,
+    schema: Schema,
+    options: Options,
+    source: Mapping[str, Any],
+    journal: Journal,
+    parts: Mapping[str, Part],
+    bad: Sequence[BadItem],
+) -> Manifest:
+    """Write index, interop files and, last, manifest.json; then remove the journal."""
+    schema = final_schema(schema, [part.facts for part in parts.values()])
+    upright = all(part.facts.get("orientation", [1]) == [1] for part in parts.values())
+    splits, counts = {}, {}
+    for name in plan.splits:
+        files = [shard.file for shard in plan.shards if shard.split == name and parts[shard.file].shard.samples]
+        labels: Counter[int] = Counter()
+        has_chunks = any(f.chunk_rows is not None for f in schema)
+        chunks = f"chunks-{name}.parquet" if has_chunks else None
+        index_file = f"index-{name}.parquet"
+        with replacing(out / index_file) as path:
+            index.write(path, _index_tables(journal, files, schema, upright, labels))
+            index_digest = file_digest(path)
+        if chunks is not None:
+            with replacing(out / chunks) as path:
+                index.write(path, (t for f in files if (t := journal.tables(f)[1]) is not None))
+        shards = tuple(parts[file].shard for file in files)
+        splits[name] = Split(
+            name,
+            samples=sum(s.samples for s in shards),
+            nbytes=sum(s.nbytes for s in shards),
+            index=index_file,
+            index_digest=index_digest,
+            shards=shards,
+            chunks=chunks,
+            chunks_digest=None if chunks is None else file_digest(out / chunks),
+        )
+        counts[name] = labels
+    manifest = Manifest(
+        format=options.format,
+        schema=schema,
+        splits=splits,
+        options=options.to_json(),
+        source=source,
+        statistics=_statistics(schema, counts, parts),
+        skipped=len(bad),
+    )
+    _extras(out, manifest, bad)
+    for shard in plan.shards:
+        if not parts[shard.file].shard.samples:
+            (out / shard.file).unlink(missing_ok=True)  # every item of it was skipped
+    for stray in out.glob(".*.tmp-*"):
+        stray.unlink()  # left by a killed converter
+    write_atomic(out / FILE_NAME, manifest.dump().encode())
+    journal.remove()
+    sync_folder(out)
+    return manifest
+
+
+def _index_tables(
+    journal: Journal, files: Sequence[str], schema: Schema, upright: bool, labels: Counter[int]
+) -> Iterator[pa.Table]:
+    chunked = [f.name for f in schema if f.chunk_rows is not None]
+    n_chunks = 0
+    for file in files:
+        table, chunks = journal.tables(file)
+        table = table.replace_schema_metadata(None)
+        if upright and "orientation" in table.column_names:
+            table = table.drop_columns(["orientation"])
+        for name in chunked:  # chunk numbers count from the split's first shard
+            at = table.column_names.index(f"{name}.chunk")
+            shifted = pa.array(table.column(at).to_numpy() + n_chunks)
+            table = table.set_column(at, f"{name}.chunk", shifted)
+        n_chunks += 0 if chunks is None else chunks.num_rows
+        if schema.label is not None:
+            values, numbers = np.unique(table.column(schema.label.name).to_numpy(), return_counts=True)
+            labels.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+        yield table
+
+
+def _statistics(schema: Schema, counts: Mapping[str, Counter[int]], parts: Mapping[str, Part]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    label = schema.label
+    if label is not None:
+        names = label.class_names
+        out["class_counts"] = {
+            split: {names[i] if names is not None else str(i): n for i, n in sorted(numbers.items())}
+            for split, numbers in counts.items()
+        }
+    facts = [part.facts for part in parts.values() if "width" in part.facts]
+    if facts:
+        out["image"] = {
+            side: [min(f[side][0] for f in facts), max(f[side][-1] for f in facts)] for side in ("width", "height")
+        }
+        out["image"]["pixels"] = sum(f["pixels"] for f in facts)
+    return out
+
+
+def _extras(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> None:
+    if manifest.format == "tfrecord":
+        from streamkit.shards.tfds import write_tfds_files
+
+        write_tfds_files(out, manifest)
+    else:
+        from streamkit.shards.hdf5 import join_shards
+
+        for split in manifest.splits.values():
+            with replacing(out / f"{split.name}.h5") as path:
+                join_shards(path, manifest.schema, [(s.file, s.samples) for s in split.shards])
+    if bad:
+        lines = (json.dumps({"key": b.key, "reason": b.reason}, sort_keys=True) for b in sorted(bad))
+        write_atomic(out / "skipped.jsonl", ("\n".join(lines) + "\n").encode())

@@ -1,0 +1,260 @@
+"""`convert`: list the source, plan, write every shard, publish. Pass 1 and pass 2 of DESIGN's conversion.
+
+>>> import tempfile
+>>> report = convert("sample_data/images", tempfile.mkdtemp() + "/out", format="tfrecord", workers=1)
+>>> sorted(report.manifest.splits)
+['train', 'val']
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from streamkit.codecs import image
+from streamkit.convert.executor import Progress, run_here, run_in_pool
+from streamkit.convert.journal import Journal, Part
+from streamkit.convert.measure import measure
+from streamkit.convert.options import Options
+from streamkit.convert.plan import Plan, make_plan
+from streamkit.convert.publish import publish, source_facts
+from streamkit.convert.work import Job
+from streamkit.errors import RefusedError, SourceError, StreamkitError, UsageError
+from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
+from streamkit.schema import Schema
+from streamkit.shards import shard_format
+from streamkit.sources import BadItem, Listing, Source, open_source
+from streamkit.storage import os_error
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        out: the dataset's folder.
+        schema: its fields (of a dry run, as planned).
+        plan: splits and shards.
+        manifest: None for a dry run.
+        n_items: items found in the source.
+        source_nbytes: their size [B].
+        skipped: items left out, with reasons.
+        notices: what was left in the source, and other remarks.
+        seconds: wall time [s].
+        already_done: the dataset was there, finished and unchanged.
+    """
+
+    out: str
+    schema: Schema
+    plan: Plan
+    manifest: Manifest | None
+    n_items: int
+    source_nbytes: int
+    skipped: tuple[BadItem, ...]
+    notices: tuple[str, ...]
+    seconds: float
+    already_done: bool = False
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str,
+    split: Mapping[str, float] | None = None,
+    encode: str = "keep",
+    resize: str | int | None = None,
+    compression: str = "auto",
+    check: str = "decode",
+    shard_size: str | int = "128MB",
+    workers: int | None = None,
+    seed: int = 0,
+    max_pixels: int = image.MAX_PIXELS,
+    on_bad: str = "fail",
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Callable[[int], Progress] | None = None,
+) -> Report:
+    """Convert a folder of images or arrays, or a table file, into a dataset.
+
+    Args:
+        source: folder of images (class folders are labels) or .npy files; or one .npy, .npz or .h5 of N rows.
+        out: folder to make; the same call again continues an interrupted conversion.
+        format: "tfrecord" or "hdf5".
+        split: fractions by name, such as {"train": 0.9, "val": 0.1}; split folders are found by themselves.
+        encode: "keep" (bytes untouched), "jpeg[:Q]", "png", "webp[:Q]" or "raw".
+        resize: N (short side, never enlarged) or "HxW".
+        compression: of arrays: "auto", "none", "zlib[:L]" (tfrecord), "gzip[:L]", "lzf", "zstd[:L]", "lz4", "blosc2" (hdf5).
+        check: "decode" (every byte is decoded once) or "header".
+        shard_size: wanted size of a shard, such as "128MB".
+        workers: processes; None takes one a core. Never changes the bytes written.
+        seed: salts the order of samples and the choice of splits.
+        max_pixels: larger pictures are refused.
+        on_bad: "fail" (list every bad item, publish nothing) or "skip" (leave them out, list them in skipped.jsonl).
+        overwrite: replace a dataset that is there; it stays until the new one is whole.
+        dry_run: plan only; nothing is written.
+        progress: called with the number of items, returns a function that is called with each number done.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        UsageError: a wrong option or path, or an output that holds something else.
+        SourceError: bad items under "fail" (`.bad` lists them all), or nothing to convert.
+        BusyError, ResourceError, RefusedError: see `streamkit.errors`.
+    """
+    started = time.perf_counter()
+    options = Options(
+        format, split, encode, None if resize is None else str(resize), compression, check, shard_size, seed, max_pixels
+    )
+    if on_bad not in ("fail", "skip"):
+        raise UsageError(f"on_bad is {on_bad!r}, expected fail or skip")
+    if workers is not None and workers < 1:
+        raise UsageError(f"workers is {workers}, expected at least 1")
+    src, final = Path(source), Path(out)
+    _check_paths(src, final)
+    opened = open_source(src)
+    listing = opened.listing()
+    if on_bad == "fail" and listing.bad and len(listing) == 0:
+        raise bad_items(listing.bad, len(listing.bad))
+    if len(listing) == 0:
+        raise SourceError("no item to convert", path=src)
+    schema, sizes = measure(opened, listing, options)
+    plan = make_plan(listing, options, shard_format(format).extension, sizes)
+    report = Report(
+        str(final),
+        schema,
+        plan,
+        None,
+        len(listing) + len(listing.bad),
+        int(listing.sizes.sum()),
+        (),
+        listing.notices,
+        0.0,
+    )
+    if dry_run:
+        return _finish(report, started)
+    facts = source_facts(listing)
+    done = _already_there(final, options, facts, overwrite)
+    if done is not None:
+        return _finish(report, started, manifest=done, already_done=True)
+    target = final if not overwrite else final.with_name(f".{final.name}.new")
+    identity = {"source": facts["fingerprint"], **options.to_json(), "on_bad": on_bad}
+    try:
+        with Journal(target, identity) as journal:
+            parts = _write_shards(opened, listing, plan, schema, options, journal, workers, on_bad == "skip", progress)
+            bad = (*listing.bad, *(b for part in parts.values() for b in part.bad))
+            manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
+    except OSError as error:
+        raise os_error(error, error.filename or target) from error
+    if overwrite:
+        _swap(target, final)
+    return _finish(report, started, manifest=manifest, skipped=bad)
+
+
+def _finish(report: Report, started: float, **changes: Any) -> Report:
+    return replace(report, seconds=time.perf_counter() - started, **changes)
+
+
+def _check_paths(src: Path, out: Path) -> None:
+    if not src.exists():
+        raise UsageError("this source does not exist", path=src, hint="Give a folder of images or arrays, or a file.")
+    inner, outer = out.resolve(), src.resolve()
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise UsageError("source and output lie inside one another", path=out, hint="Choose an output elsewhere.")
+    if out.is_file():
+        raise UsageError("the output is a file", path=out, hint="Choose a folder that is new or empty.")
+
+
+def _already_there(out: Path, options: Options, facts: Mapping[str, Any], overwrite: bool) -> Manifest | None:
+    """The finished dataset at `out` if it is the one asked for; None when there is work to do."""
+    if overwrite or not out.exists():
+        return None
+    if (out / FILE_NAME).exists():
+        there = Manifest.load(out)
+        asked = options.to_json()
+        differs = [
+            f"{name} is {there.options.get(name)!r} there, {value!r} asked"
+            for name, value in asked.items()
+            if there.options.get(name) != value
+        ]
+        if there.source.get("fingerprint") != facts["fingerprint"]:
+            differs.append("the source has changed")
+        if not differs:
+            return there
+        raise UsageError(
+            f"the output holds another dataset: {'; '.join(differs)}", path=out, hint="Pass --overwrite to replace it."
+        )
+    names = sorted(p.name for p in out.iterdir())
+    if names and WORK_FOLDER not in names:
+        shown = ", ".join(names[:3])
+        raise UsageError(f"the output is not empty ({shown})", path=out, hint="Choose a folder that is new or empty.")
+    return None
+
+
+def _swap(new: Path, final: Path) -> None:
+    """Put `new` in the place of `final` by renames; the old dataset is deleted last."""
+    old = final.with_name(f".{final.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.rename(final, old)
+    os.rename(new, final)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def bad_items(bad: tuple[BadItem, ...], n_items: int) -> StreamkitError:
+    """The error that ends a conversion under --on-bad fail; `.bad` lists every item."""
+    first = "; ".join(f"{b.key}: {b.reason}" for b in bad[:3])
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    kind = RefusedError if all(b.refused for b in bad) else SourceError
+    error = kind(
+        f"{len(bad)} of {n_items} items cannot be converted ({first}{more})",
+        hint="Nothing was published. Mend or remove them and run it again, or pass --on-bad skip.",
+    )
+    error.bad = tuple((b.key, b.reason) for b in bad)  # type: ignore[union-attr]
+    return error
+
+
+def _write_shards(
+    source: Source,
+    listing: Listing,
+    plan: Plan,
+    schema: Schema,
+    options: Options,
+    journal: Journal,
+    workers: int | None,
+    keep_going: bool,
+    progress: Callable[[int], Progress] | None,
+) -> dict[str, Part]:
+    """Write every shard that the journal does not have. Raises SourceError after the last one if items are bad."""
+    parts = journal.finished(shard.file for shard in plan.shards)
+    tick = progress(len(listing)) if progress is not None else None
+    bad: list[BadItem] = [] if keep_going else list(listing.bad)
+
+    def jobs() -> Iterator[Job]:
+        for shard in plan.shards:
+            if shard.file in parts:
+                if tick is not None:
+                    tick(len(shard.rows))
+                continue
+            keys = [listing.keys[i] for i in shard.rows.tolist()]
+            columns = {name: values[shard.rows] for name, values in listing.columns.items()}
+            yield Job(source, keys, columns, schema, options, journal.out, shard.file, keep_going)
+
+    n_todo = len(plan.shards) - len(parts)
+    n_workers = min(workers or len(os.sched_getaffinity(0)), n_todo)
+    for result in run_here(jobs(), tick) if n_workers <= 1 else run_in_pool(jobs(), n_workers, tick):
+        if isinstance(result, Part):
+            parts[result.shard.file] = result
+        else:
+            bad += result
+    if bad:
+        raise bad_items(tuple(sorted(bad)), len(listing) + len(listing.bad))
+    if not any(part.shard.samples for part in parts.values()):
+        raise SourceError("no item could be converted", hint="See the reasons with --on-bad fail.")
+    return parts

@@ -1,0 +1,137 @@
+"""One shard's work, start to end: open its items, encode them, write the shard, record it in the journal.
+
+A `Job` holds all it needs and pickles small, so that it runs in this process, in a worker process or on another machine
+alike; which of them, never shows in the bytes.
+
+    >>> Job.__dataclass_fields__["file"].type
+    'str'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from streamkit.convert.encode import IMAGE_FACTS, Encoder
+from streamkit.convert.journal import Part, chunk_table, summarise, write_part
+from streamkit.convert.options import Options
+from streamkit.manifest import WORK_FOLDER, Shard
+from streamkit.schema import Schema
+from streamkit.shards import Places, Record, shard_format
+from streamkit.sources.listing import BadItem, Source
+from streamkit.storage import replacing
+
+_FACT_TYPES = {"width": pa.int32(), "height": pa.int32(), "channels": pa.uint8(), "orientation": pa.uint8()}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard to write. `keep_going`: leave bad items out instead of giving the shard up."""
+
+    source: Source
+    keys: Sequence[str]
+    columns: Mapping[str, npt.NDArray[Any]]
+    schema: Schema
+    options: Options
+    out: Path
+    file: str
+    keep_going: bool
+
+    def run(self, progress: Callable[[int], None] | None = None) -> Part:
+        """Write the shard and its part. With bad items and not `keep_going`, nothing is written."""
+        encoder = Encoder(self.schema, self.options)
+        bad: list[BadItem] = []
+        keys: list[str] = []
+        facts: dict[str, list[Any]] = {}
+        rows: list[int] = []
+
+        def records() -> Iterator[Record]:
+            samples = self.source.samples(self.keys)
+            for i, (key, sample) in enumerate(zip(self.keys, samples, strict=True)):
+                made: Record | BadItem = (
+                    sample
+                    if isinstance(sample, BadItem)
+                    else encoder.record(
+                        key, sample.payloads, {name: values[i] for name, values in self.columns.items()}
+                    )
+                )
+                if progress is not None:
+                    progress(1)
+                if isinstance(made, BadItem):
+                    bad.append(made)
+                    continue
+                keys.append(key)
+                rows.append(i)
+                for name, value in made.facts.items():
+                    facts.setdefault(name, []).append(value)
+                yield made
+
+        with _whole(self.out / self.file) as path:
+            places = shard_format(self.options.format).write_shard(path, self.schema, records())
+            if bad and not self.keep_going:
+                raise _GaveUp(tuple(bad))
+            shard = Shard(self.file, places.n, path.stat().st_size, file_digest(path))
+        part = Part(shard, summarise(facts), tuple(bad))
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        index = index_table(self.schema, self.file, keys, columns, facts, places)
+        write_part(self.out / WORK_FOLDER, part, index, chunk_table(places, self.file))
+        return part
+
+
+class _GaveUp(Exception):
+    """Ends the writing of a shard that has bad items, so that it is not published."""
+
+    def __init__(self, bad: tuple[BadItem, ...]) -> None:
+        super().__init__(bad)
+        self.bad = bad
+
+
+_whole = replacing
+
+
+def run_job(job: Job, progress: Callable[[int], None] | None = None) -> Part | tuple[BadItem, ...]:
+    """The finished part, or the bad items for which the shard was given up."""
+    try:
+        return job.run(progress)
+    except _GaveUp as gave_up:
+        return gave_up.bad
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE3 digest (hex) of a file."""
+    if path.stat().st_size == 0:
+        return blake3.blake3(b"").hexdigest()
+    return blake3.blake3().update_mmap(str(path)).hexdigest()
+
+
+def index_table(
+    schema: Schema,
+    file: str,
+    keys: Sequence[str],
+    columns: Mapping[str, npt.NDArray[Any]],
+    facts: Mapping[str, Sequence[Any]],
+    places: Places,
+) -> pa.Table:
+    """A shard's rows of the index, in the column order of the format."""
+    out: dict[str, Any] = {"key": pa.array(keys, pa.string()), "shard": pa.array([file] * len(keys), pa.string())}
+    for field in schema.payloads:
+        kinds = ("chunk", "row") if field.chunk_rows is not None else ("offset", "length", "crc32c")
+        for kind in kinds:
+            out[f"{field.name}.{kind}"] = pa.array(places.ranges[f"{field.name}.{kind}"])
+        if field.n_varying > 1 and not field.is_encoded_image:
+            shapes = np.array(facts.get(f"{field.name}.shape", []), np.int32).reshape(-1)
+            out[f"{field.name}.shape"] = pa.FixedSizeListArray.from_arrays(pa.array(shapes), len(field.shape))
+    for field in schema.columns:
+        values = columns[field.name]
+        out[field.name] = pa.array(values) if field.kind != "string" else pa.array(list(values), pa.string())
+    for name in IMAGE_FACTS:
+        if name in facts:
+            out[name] = pa.array(facts[name], _FACT_TYPES[name])
+    return pa.table(out)

@@ -1,0 +1,70 @@
+"""Frontends: the loader as tf.data, Keras and PyTorch see it. One thin file each; a framework is imported only when used.
+
+>>> sorted(name for name in vars(Loader) if name.startswith("as_"))
+['as_keras', 'as_tf', 'as_torch']
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from streamkit import loader
+
+if TYPE_CHECKING:
+    import keras
+    import tensorflow as tf
+    import torch.utils.data
+
+__all__ = ["Loader", "dataset", "sequence"]
+
+
+class Loader(loader.Loader):
+    __doc__ = loader.Loader.__doc__
+
+    def as_tf(self) -> tf.data.Dataset:
+        """A `tf.data.Dataset` of the batches; each iteration is an epoch of its own."""
+        from streamkit.frontends.tensorflow import as_tf
+
+        return as_tf(self)
+
+    def as_keras(self, **options: Any) -> keras.utils.PyDataset:
+        """A `keras.utils.PyDataset` of the batches; `options` are workers, use_multiprocessing and max_queue_size."""
+        from streamkit.frontends.keras import as_keras
+
+        return as_keras(self, **options)
+
+    def as_torch(self, **options: Any) -> torch.utils.data.DataLoader[Any]:
+        """A `torch.utils.data.DataLoader` (batch_size=None) of the batches; `options` go to it (num_workers, ...)."""
+        from streamkit.frontends.torch import as_torch
+
+        return as_torch(self, **options)
+
+
+def dataset(path: str | os.PathLike[str], **options: Any) -> tf.data.Dataset:
+    """A dataset as `tf.data.Dataset`: static shapes, known cardinality, prefetched, another order in every epoch.
+
+    Args:
+        path: the dataset's folder.
+        **options: as `streamkit.Loader`.
+
+    Returns:
+        Elements as `Loader` yields them, as tensors; `.class_names` stands on the dataset, as Keras sets it.
+    """
+    return Loader(path, **options).as_tf()
+
+
+_KERAS_OPTIONS = ("workers", "use_multiprocessing", "max_queue_size")
+
+
+def sequence(path: str | os.PathLike[str], **options: Any) -> keras.utils.PyDataset:
+    """A dataset as `keras.utils.PyDataset` (keras.utils.Sequence): pure in its index, another order in every epoch.
+
+    Args:
+        path: the dataset's folder.
+        **options: as `streamkit.Loader`; and workers, use_multiprocessing, max_queue_size as `keras.utils.PyDataset`.
+
+    Pass `shuffle=False` to `fit`: the order is shuffled already, and Keras would shuffle batches by its own random state.
+    """
+    keras_options = {name: options.pop(name) for name in _KERAS_OPTIONS if name in options}
+    return Loader(path, **options).as_keras(**keras_options)

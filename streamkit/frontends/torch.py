@@ -1,0 +1,67 @@
+"""PyTorch: the loader as a DataLoader that is right with worker processes. PyTorch is imported here.
+
+Worker w of W makes batches w, w + W, ...; the DataLoader takes them in turn, so the order is that of one process.
+
+    >>> share(10, worker=1, n_workers=4)
+    range(1, 10, 4)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch.utils.data
+
+if TYPE_CHECKING:
+    from streamkit.frontends import Loader
+
+
+def share(n: int, worker: int, n_workers: int, start: int = 0) -> range:
+    """Numbers of the batches that one worker makes."""
+    return range(start + worker, n, n_workers)
+
+
+class Batches(torch.utils.data.IterableDataset[Any]):
+    """Batches of a loader as tensors. The epoch's number lies in shared memory, where persistent workers see it."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self.taken = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch, first batch
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, start = self.taken.tolist()
+        info = torch.utils.data.get_worker_info()
+        worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
+        for batch in self.loader.stream(epoch, share(len(self.loader), worker, n_workers, start)):
+            yield _tensors(batch)
+
+
+class _DataLoader(torch.utils.data.DataLoader[Any]):
+    """A DataLoader that takes an epoch from the loader, in the main process, each time it is iterated."""
+
+    def __iter__(self) -> Any:
+        epoch, start = self.dataset.loader.begin_epoch()
+        self.dataset.taken[:] = torch.tensor([epoch, start])
+        return super().__iter__()
+
+
+def _tensors(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tensors(v) for name, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_tensors(v) for v in value)
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return torch.from_numpy(value)
+    if isinstance(value, np.generic):
+        return torch.from_numpy(np.asarray(value))
+    return value
+
+
+def as_torch(loader: Loader, **options: Any) -> torch.utils.data.DataLoader[Any]:
+    """See `Loader.as_torch`."""
+    return _DataLoader(Batches(loader), batch_size=None, **options)

@@ -1,0 +1,144 @@
+"""The index: one row a sample, saying where each payload lies and what its columns hold. A Parquet file.
+
+Row order is record order and a row group is a shard, so the shard of a row follows from the manifest's counts. Columns:
+`key`, `shard`; for each payload field `NAME.offset`, `NAME.length`, `NAME.crc32c`, or for chunked HDF5 `NAME.chunk`
+(row of the chunk table) and `NAME.row` (row inside the chunk); `NAME.shape` where lengths alone do not tell it; every
+column field; for pictures `width`, `height`, `channels`, and `orientation` where some EXIF orientation is not 1.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "index-train.parquet"
+    >>> write(path, [pa.table({"key": ["a", "b"], "shard": ["s", "s"], "x.offset": [0, 9], "label": [1, 0]})])
+    >>> index = Index(path, n_rows=2)
+    >>> index.load(["x.offset", "label"])["label"].tolist(), index.key(1)
+    ([1, 0], 'b')
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from streamkit.errors import DamagedError, UsageError
+
+# In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
+_NARROW = {"length": np.int32, "crc32c": np.uint32, "chunk": np.int32, "row": np.int32}
+_DELTA = pa.types.is_integer  # ascending offsets and small integers shrink well this way
+
+
+def write(path: str | os.PathLike[str], tables: Iterable[pa.Table]) -> None:
+    """Write one row group a table, in order. All tables have one schema; equal tables give equal bytes."""
+    writer: pq.ParquetWriter | None = None
+    try:
+        for table in tables:
+            if writer is None:
+                texts = [f.name for f in table.schema if pa.types.is_string(f.type) and f.name != "key"]
+                encodings = {f.name: "DELTA_BINARY_PACKED" for f in table.schema if _DELTA(f.type)}
+                writer = pq.ParquetWriter(
+                    path, table.schema, compression="zstd", use_dictionary=texts, column_encoding=encodings
+                )
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+class Index:
+    """An index file opened lazily: nothing is read before a column is asked for.
+
+    Args:
+        path: the Parquet file.
+        n_rows: rows that it must have.
+        digest: BLAKE3 (hex) that it must have; None to skip.
+
+    Raises:
+        DamagedError: missing, altered, or of another length.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], n_rows: int, digest: str | None = None) -> None:
+        self.path, self.n_rows = Path(path), n_rows
+        try:
+            if digest is not None and blake3.blake3().update_mmap(str(self.path)).hexdigest() != digest:
+                raise DamagedError("the index was altered: its digest is not the manifest's", path=path, hint=_VERIFY)
+            file = pq.ParquetFile(self.path)
+        except FileNotFoundError:
+            raise DamagedError("the index is missing", path=path, hint=_VERIFY) from None
+        except (pa.ArrowException, OSError) as error:
+            raise DamagedError(f"the index cannot be read: {error}", path=path, hint=_VERIFY) from None
+        if file.metadata.num_rows != n_rows:
+            raise DamagedError(f"the index has {file.metadata.num_rows} rows, the manifest says {n_rows}", path=path)
+        self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
+        self._n_row_groups = file.num_row_groups
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.names
+
+    def load(self, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+        """Columns as NumPy arrays of `n_rows` (strings as object arrays, `NAME.shape` as int32 (n_rows, ndim)).
+
+        Offsets are int64, lengths int32 where they fit, crc32c uint32; others as stored.
+        """
+        missing = [n for n in names if n not in self.names]
+        if missing:
+            raise UsageError(
+                f"there is no column {missing[0]!r}", path=self.path, hint=f"It has {', '.join(self.names)}."
+            )
+        out: dict[str, npt.NDArray[Any]] = {}
+        if not names:
+            return out
+        at = 0
+        file = pq.ParquetFile(self.path)
+        for batch in file.iter_batches(batch_size=1 << 18, columns=list(names), use_threads=False):
+            for name in names:
+                values = _numpy(batch.column(name))
+                if name not in out:
+                    out[name] = np.empty((self.n_rows, *values.shape[1:]), _dtype(name, values, file))
+                out[name][at : at + len(values)] = values
+            at += batch.num_rows
+        return out if out else {n: np.empty(0, np.int64) for n in names}
+
+    def key(self, row: int) -> str:
+        """Key of one row, for messages; reads only its row group."""
+        file = pq.ParquetFile(self.path)
+        for group in range(self._n_row_groups):
+            n = file.metadata.row_group(group).num_rows
+            if row < n:
+                return str(file.read_row_group(group, columns=["key"]).column("key")[row])
+            row -= n
+        raise IndexError(row)
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """The whole index, or some columns of it, as a pyarrow.Table."""
+        return pq.read_table(self.path, columns=None if columns is None else list(columns))
+
+
+_VERIFY = "Run `streamkit verify` for the full list, then convert again."
+
+
+def _numpy(column: pa.Array) -> npt.NDArray[Any]:
+    if pa.types.is_fixed_size_list(column.type):
+        return np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def _dtype(name: str, values: npt.NDArray[Any], file: pq.ParquetFile) -> Any:
+    narrow = _NARROW.get(name.rpartition(".")[2]) if "." in name else None
+    if narrow is np.int32 and _largest(name, file) > 2**31 - 1:
+        narrow = None
+    return narrow or values.dtype
+
+
+def _largest(name: str, file: pq.ParquetFile) -> int:
+    """Upper bound of a column from the file's statistics; huge when there are none."""
+    column = file.schema_arrow.names.index(name)
+    stats = [file.metadata.row_group(g).column(column).statistics for g in range(file.num_row_groups)]
+    return max((s.max if s is not None and s.has_min_max else 2**62 for s in stats), default=0)

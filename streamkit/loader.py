@@ -1,0 +1,341 @@
+"""The loader: order + reader + codecs -> batches, ahead of use, in threads.
+
+A batch is pure in (epoch, number): `loader.batch(epoch, i)` gives it in any thread and process. Iterating is that, with
+the next few batches made ahead; the position to save is computed from the step, never from what was made ahead.
+
+    >>> import tempfile, streamkit
+    >>> out = tempfile.mkdtemp() + "/out"
+    >>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
+    >>> loader = Loader(out, split="val", batch_size=16)
+    >>> images, labels = next(iter(loader))
+    >>> images.shape, labels.dtype
+    ((16, 32, 32, 3), dtype('int32'))
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.batch import BatchMaker, Spec, View, needed_extras, structure
+from streamkit.buffers import Buffers
+from streamkit.choose import choose, fingerprint, parse_split
+from streamkit.errors import UsageError
+from streamkit.manifest import Manifest
+from streamkit.order import Batches, Cursor, Order
+from streamkit.reader import Reader
+from streamkit.schema import Schema
+from streamkit.units import size
+
+_SINGLES = 64  # samples made together when they are delivered one by one
+_PREFETCH = 2  # batches made ahead beyond those under way
+_BUDGET_NBYTES = 1 << 30
+
+
+class Loader:
+    """Streams one split of a dataset as batches of NumPy arrays.
+
+    Args:
+        path: the dataset's folder.
+        split: its name, or a part of it such as "train[:80%]"; needed unless there is only one.
+        batch_size: samples a batch and shard; None delivers single samples.
+        image_size: (height, width) [pixel] that pictures are resized to.
+        shuffle: another order in every epoch; False is storage order.
+        seed: of the order.
+        drop_remainder: leave out a last batch that is not full.
+        dtype: of images: "float32" (0 to 255), "uint8", "float16" or "float64".
+        color_mode: "rgb", "grayscale" or "rgba".
+        label_mode: "int" (int32), "categorical" (one-hot float32), "binary" (float32 (B, 1)) or None.
+        interpolation: "bilinear", "nearest", "bicubic", "area", "antialias" or "lanczos3".
+        crop_to_aspect_ratio: crop the centre to image_size's ratio before resizing.
+        fields: a name for a bare array, several for a tuple in that order; None for all. "key" is allowed.
+        where: a pyarrow.compute expression on index columns.
+        rows: numbers of stored rows to take.
+        shard_index, num_shards: which part of every global batch to deliver.
+        memory_budget: bytes, or text like "512MiB", for batches made ahead and decoded chunks.
+        num_workers: threads; None takes one a core, 0 works in the caller's.
+        pad_to: ragged arrays are padded to the longest of the "batch", or to this many rows.
+
+    Yields:
+        One payload and its label: (x, label); one payload: x; otherwise a dict. Images are (B, height, width, channels),
+        masks (B, height, width, 1), labels int32 (B,), ragged arrays zero-padded with NAME_length int32 (B,).
+
+    Raises:
+        UsageError: a wrong argument; the message says which and what fits.
+        DamagedError: files missing, cut or altered; while iterating, names shard, record and key.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        split: str | None = None,
+        batch_size: int | None = 32,
+        image_size: tuple[int, int] | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_remainder: bool = False,
+        dtype: str = "float32",
+        color_mode: str = "rgb",
+        label_mode: str | None = "int",
+        interpolation: str = "bilinear",
+        crop_to_aspect_ratio: bool = False,
+        fields: str | Sequence[str] | None = None,
+        where: Any = None,
+        rows: Any = None,
+        shard_index: int | None = None,
+        num_shards: int | None = None,
+        memory_budget: int | str | None = None,
+        num_workers: int | None = None,
+        pad_to: str | int = "batch",
+    ) -> None:
+        self.manifest = Manifest.load(path)
+        name, part = parse_split(split)
+        chosen_split = self.manifest.split(name)
+        if num_workers is not None and num_workers < 0:
+            raise UsageError(f"num_workers is {num_workers}, expected 0 or more")
+        if (shard_index is None) != (num_shards is None):
+            raise UsageError("shard_index and num_shards go together")
+        self.view = View(
+            image_size=None if image_size is None else (image_size[0], image_size[1]),
+            dtype=str(np.dtype(dtype)),
+            color_mode=color_mode,
+            label_mode=label_mode,
+            interpolation=interpolation,
+            crop_to_aspect_ratio=crop_to_aspect_ratio,
+            fields=fields if fields is None or isinstance(fields, str) else tuple(fields),
+            pad_to=pad_to,
+        )
+        self.batch_size = batch_size
+        self.num_workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
+        self.memory_budget = _BUDGET_NBYTES if memory_budget is None else size(memory_budget)
+        names = self.view.outputs(self.schema)
+        self._reader = Reader(
+            Path(path),
+            self.manifest,
+            chosen_split,
+            [self.schema[n] for n in names if n != "key"],
+            needed_extras(self.view, self.schema, names),
+            chunk_budget_nbytes=self.memory_budget // 4,
+        )
+        self._chosen = choose(self._reader.index, part, where, rows)
+        n = self._chosen[1] - self._chosen[0] if isinstance(self._chosen, tuple) else len(self._chosen)
+        bounds, window = self._chunk_windows(n) if shuffle else (None, 1)
+        self._order = Order(n, seed, shuffle, bounds, window)
+        self._batches = Batches(n, batch_size or 1, drop_remainder, shard_index or 0, num_shards or 1)
+        self._makers()
+        self._fingerprint = {
+            "dataset": self.manifest.dataset_id,
+            "split": chosen_split.name,
+            "seed": seed,
+            "shuffle": shuffle,
+            "choosing": fingerprint(self._chosen),
+            "global_batch": self._batches.global_size,
+        }
+        self._next_epoch = 0
+        self._resume_at = 0
+
+    def _makers(self) -> None:
+        self._buffers = Buffers(keep=self._depth_limit + self.num_workers + 2)
+        self._maker = BatchMaker(self._reader, self.view, self.batch_size is not None, self._buffers)
+
+    _depth_limit = 8
+
+    def _chunk_windows(self, n: int) -> tuple[Any, int]:
+        """Where chunks begin among the chosen rows, and how many are mixed at once, for chunked fields."""
+        chunked = [f for f in self._reader.fields if f.is_payload and f.chunk_rows is not None]
+        if not chunked:
+            return None, 1
+        widest = max(chunked, key=lambda f: f.chunk_rows or 0)
+        of_row = np.zeros(self._reader.split.samples, np.int64)
+        of_row[self._reader.chunk_bounds(widest)[1:-1]] = 1
+        chunk = np.cumsum(of_row)
+        chosen = chunk[self._rows(np.arange(n))]
+        bounds = np.r_[0, np.flatnonzero(np.diff(chosen)) + 1, n].astype(np.int64)
+        nbytes = sum(f.sample_nbytes for f in chunked) * int(widest.chunk_rows or 1)
+        return bounds, max(1, self.memory_budget // 16 // max(1, nbytes))
+
+    def _rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Rows of the index that the order's numbers stand for."""
+        return numbers + self._chosen[0] if isinstance(self._chosen, tuple) else self._chosen[numbers]
+
+    # What it is
+
+    @property
+    def schema(self) -> Schema:
+        """The dataset's fields."""
+        return self.manifest.schema
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes 0, 1, ..."""
+        return self.manifest.class_names
+
+    @property
+    def n_samples(self) -> int:
+        """Chosen samples in an epoch, over all shards."""
+        return self._order.n
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """Output name -> shape of a sample and dtype."""
+        return self._maker.specs
+
+    @property
+    def drop_remainder(self) -> bool:
+        """True when every batch is full."""
+        return self._batches.drop_remainder
+
+    def structure(self, values: Mapping[str, Any]) -> Any:
+        """Arrange one value an output as batches are arranged: bare, tuple or dict."""
+        return structure(dict(values), self.view, self.schema)
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch (samples, with batch_size=None)."""
+        return len(self._batches)
+
+    # Batches
+
+    def rows(self, epoch: int, batch: int) -> npt.NDArray[np.int64]:
+        """Stored rows of batch `batch` of an epoch, int64, in order."""
+        return self._rows(self._order.rows(epoch, *self._batches.positions(batch)))
+
+    def batch(self, epoch: int, i: int) -> Any:
+        """Batch `i` of `epoch`. Pure: the same arguments give the same batch anywhere."""
+        rows = self.rows(epoch, i)
+        made = self._maker.make(rows) if self.batch_size is not None else self._maker.make_each(rows)[0]
+        return self._maker.structure(made)
+
+    def __getitem__(self, i: int) -> Any:
+        """Batch `i` of the current epoch; never advances it."""
+        n = len(self)
+        if not -n <= i < n:
+            raise IndexError(f"batch {i} is outside the epoch's {n} batches")
+        return self.batch(self.epoch, i % n)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration delivers; may be set."""
+        return self._next_epoch
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        if epoch < 0:
+            raise UsageError(f"epoch is {epoch}, expected 0 or more")
+        self._next_epoch, self._resume_at = epoch, 0
+
+    @property
+    def resumed(self) -> bool:
+        """True while the next iteration delivers the rest of an epoch only."""
+        return self._resume_at > 0
+
+    def begin_epoch(self) -> tuple[int, int]:
+        """Take the next epoch: its number, and the batch that it begins with (not 0 after `resume` only)."""
+        taken = self._next_epoch, self._resume_at
+        self._next_epoch, self._resume_at = taken[0] + 1, 0
+        return taken
+
+    def __iter__(self) -> Iterator[Any]:
+        """One epoch. The k-th iteration begun is epoch k."""
+        epoch, start = self.begin_epoch()
+        return self.stream(epoch, range(start, len(self)))
+
+    def stream(self, epoch: int, numbers: range) -> Iterator[Any]:
+        """Batches `numbers` of an epoch, made ahead in threads, in order."""
+        if self.batch_size is None:
+            groups = [numbers[i : i + _SINGLES] for i in range(0, len(numbers), _SINGLES)]
+            for group in self._ahead(lambda g: self._singles(epoch, g), groups):
+                yield from group
+            return
+        yield from self._ahead(lambda i: self.batch(epoch, i), numbers)
+
+    def _singles(self, epoch: int, numbers: range) -> list[Any]:
+        rows = np.concatenate([self.rows(epoch, i) for i in numbers])
+        return [self._maker.structure(sample) for sample in self._maker.make_each(rows)]
+
+    def _ahead(self, make: Any, numbers: Sequence[Any]) -> Iterator[Any]:
+        if self.num_workers == 0:
+            yield from map(make, numbers)
+            return
+        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="streamkit")
+        waiting: collections.deque[Future[Any]] = collections.deque()
+        try:
+            todo = iter(numbers)
+            for number in todo:
+                waiting.append(pool.submit(make, number))
+                if len(waiting) >= self._depth():
+                    break
+            while waiting:
+                made = waiting.popleft().result()
+                for number in todo:
+                    waiting.append(pool.submit(make, number))
+                    break
+                yield made
+                del made  # the batch is the caller's now; its buffer is free when they drop it
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _depth(self) -> int:
+        """Batches under way or waiting: as many as the budget holds, at least one."""
+        wanted = self.num_workers + _PREFETCH
+        return max(1, min(wanted, self._depth_limit, self.memory_budget // 2 // max(1, self.batch_nbytes)))
+
+    @property
+    def batch_nbytes(self) -> int:
+        """Size of a batch [B]; axes that vary count as the longest stored sample would need."""
+        total = 0
+        for name, spec in self.specs.items():
+            known = int(np.prod([d for d in spec.shape if d is not None], dtype=np.int64))
+            item = 16 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
+            lengths = self._reader.columns.get(f"{name}.length")
+            varies = None in spec.shape and lengths is not None and len(lengths)
+            total += max(known * item, int(lengths.max()) if varies and lengths is not None else 0)
+        return total * (self.batch_size or _SINGLES)
+
+    @property
+    def memory_bound(self) -> int:
+        """What the loader's batches and decoded chunks take at most [B], whatever the dataset's size."""
+        chunked = any(f.chunk_rows is not None for f in self._reader.fields)
+        return (self._depth() + self.num_workers + 1) * self.batch_nbytes + (self.memory_budget // 4 if chunked else 0)
+
+    # Resume
+
+    def cursor_at(self, step: int) -> dict[str, Any]:
+        """The resume state after `step` global batches since epoch 0, also when this loader itself was resumed.
+
+        Returns:
+            A JSON-able dict of a few integers.
+        """
+        if step < 0:
+            raise UsageError(f"step is {step}, expected 0 or more")
+        epoch, batch = divmod(step, max(1, len(self)))
+        return Cursor(epoch, batch * self._batches.global_size, self._fingerprint).to_json()
+
+    def resume(self, cursor: Mapping[str, Any]) -> None:
+        """Continue from a cursor: the next iteration yields the rest of its epoch, later ones whole epochs.
+
+        Raises:
+            UsageError: a cursor of another dataset, split, seed, choice or global batch; the message says which differ.
+        """
+        parsed = Cursor.parse(cursor, self._fingerprint)
+        batch, rest = divmod(parsed.position, self._batches.global_size)
+        if rest or batch > len(self):
+            raise UsageError(f"the cursor's position {parsed.position} is no batch border of this epoch")
+        ended = batch == len(self)
+        self._next_epoch, self._resume_at = (parsed.epoch + 1, 0) if ended else (parsed.epoch, batch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        del state["_buffers"], state["_maker"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._makers()

@@ -1,0 +1,284 @@
+"""The manifest: what a dataset is, in one small readable file that is written last.
+
+`manifest.json` is canonical JSON (sorted keys, ASCII). `format_version` is looked at before anything else; `dataset_id`
+is the BLAKE3 digest of all the rest, so an altered manifest is found at once.
+
+    >>> from streamkit.schema import Field
+    >>> shard = Shard("train-00000.tfrecord", samples=2, nbytes=100, digest="ab" * 32)
+    >>> split = Split("train", samples=2, nbytes=100, index="index-train.parquet", index_digest="cd" * 32,
+    ...               shards=(shard,))
+    >>> man = Manifest(format="tfrecord", schema=Schema((Field("x", "array", "float32", (4,)),)), splits={"train": split})
+    >>> Manifest.parse(man.dump()).splits["train"].shards[0].samples
+    2
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import blake3
+
+from streamkit.errors import DamagedError, FormatVersionError, RefusedError, UsageError
+from streamkit.schema import Schema
+from streamkit.version import __version__
+
+FORMAT_VERSION = 1
+FILE_NAME = "manifest.json"
+MAX_NBYTES = 64 << 20
+MAX_DEPTH = 16
+MAX_SHARDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One TFRecord or HDF5 file: its name, how many samples it holds, its size [B] and BLAKE3 digest (hex)."""
+
+    file: str
+    samples: int
+    nbytes: int
+    digest: str
+
+    def __post_init__(self) -> None:
+        plain_name(self.file)
+        _count(self.samples, "samples", self.file)
+        _count(self.nbytes, "bytes", self.file)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"file": self.file, "samples": self.samples, "bytes": self.nbytes, "digest": self.digest}
+
+
+@dataclass(frozen=True)
+class Split:
+    """A named set of shards with its index file. `chunks` names the chunk table of chunked HDF5, else None."""
+
+    name: str
+    samples: int
+    nbytes: int
+    index: str
+    index_digest: str
+    shards: tuple[Shard, ...]
+    chunks: str | None = None
+    chunks_digest: str | None = None
+
+    def __post_init__(self) -> None:
+        plain_name(self.index)
+        if self.chunks is not None:
+            plain_name(self.chunks)
+        if sum(s.samples for s in self.shards) != self.samples:
+            raise DamagedError(
+                f"split {self.name!r} says {self.samples} samples, its shards {sum(s.samples for s in self.shards)}"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {"samples": self.samples, "bytes": self.nbytes}
+        out["index"] = {"file": self.index, "digest": self.index_digest}
+        if self.chunks is not None:
+            out["chunks"] = {"file": self.chunks, "digest": self.chunks_digest}
+        out["shards"] = [s.to_json() for s in self.shards]
+        return out
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A dataset: format, schema, splits and how it came about. Frozen; `path` is where it was read from, if it was."""
+
+    format: str
+    schema: Schema
+    splits: Mapping[str, Split]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    source: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Any] = field(default_factory=dict)
+    skipped: int = 0
+    streamkit_version: str = __version__
+    path: str | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.format not in ("tfrecord", "hdf5"):
+            raise DamagedError(f"the format is {self.format!r}, expected tfrecord or hdf5", path=self.path)
+        files = [s.file for split in self.splits.values() for s in split.shards]
+        if len(set(files)) != len(files) or len(files) > MAX_SHARDS:
+            raise DamagedError("a shard is named twice, or there are over a million", path=self.path)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes 0, 1, ... of the label field; empty without one."""
+        label = self.schema.label
+        return (label.class_names or ()) if label else ()
+
+    @property
+    def dataset_id(self) -> str:
+        """BLAKE3 digest (hex) of the manifest's other content: equal for equal datasets."""
+        return blake3.blake3(canonical(self._content()).encode()).hexdigest()
+
+    def class_weights(self, split: str = "train") -> dict[int, float]:
+        """Weight n / (n_classes * n_of_class) for each class present, as Keras' `class_weight=` takes it.
+
+        Raises:
+            UsageError: the dataset has no class counts for that split.
+        """
+        counts = self.statistics.get("class_counts", {}).get(split)
+        if not counts:
+            raise UsageError(f"there are no class counts for split {split!r}", path=self.path)
+        numbers = [counts.get(name, 0) for name in self.class_names]
+        present = sum(n > 0 for n in numbers)
+        return {i: sum(numbers) / (present * n) for i, n in enumerate(numbers) if n}
+
+    def split(self, name: str | None = None) -> Split:
+        """The split of that name; with None the only one there is.
+
+        Raises:
+            UsageError: no such split, or several and none named.
+        """
+        names = ", ".join(self.splits)
+        if name is None:
+            if len(self.splits) == 1:
+                return next(iter(self.splits.values()))
+            raise UsageError(f"this dataset has the splits {names}", path=self.path, hint="Name one with split=.")
+        if name not in self.splits:
+            raise UsageError(f"there is no split {name!r}", path=self.path, hint=f"Splits are {names}.")
+        return self.splits[name]
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "streamkit_version": self.streamkit_version,
+            "format": self.format,
+            "schema": self.schema.to_json(),
+            "splits": {name: split.to_json() for name, split in self.splits.items()},
+            "options": dict(self.options),
+            "source": dict(self.source),
+            "statistics": dict(self.statistics),
+            "skipped": self.skipped,
+        }
+
+    def dump(self) -> str:
+        """The text of manifest.json."""
+        return canonical(self._content() | {"dataset_id": self.dataset_id})
+
+    @classmethod
+    def parse(cls, text: str | bytes, path: str | None = None) -> Self:
+        """Read the text of a manifest.json: version first, then the digest, then every fact.
+
+        Raises:
+            FormatVersionError: a newer format_version.
+            DamagedError: not a manifest, or altered since it was written.
+            RefusedError: larger than 64 MiB, nested too deep, or a name that leaves the folder.
+        """
+        if len(text) > MAX_NBYTES:
+            raise RefusedError(f"the manifest has {len(text)} bytes, the limit is {MAX_NBYTES}", path=path)
+        try:
+            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        except RecursionError:
+            raise RefusedError(f"the manifest is nested deeper than {MAX_DEPTH}", path=path) from None
+        except ValueError as error:
+            raise DamagedError(f"this is no manifest ({error})", path=path, hint=_AGAIN) from None
+        if not isinstance(data, dict) or "format_version" not in data:
+            raise DamagedError("this is no streamkit manifest: format_version is missing", path=path)
+        if data["format_version"] != FORMAT_VERSION:
+            raise FormatVersionError(
+                f"format_version is {data['format_version']!r}, this release reads {FORMAT_VERSION}",
+                path=path,
+                hint=f"Install streamkit >= {data.get('streamkit_version', '?')}.",
+            )
+        claimed = data.pop("dataset_id", None)
+        if blake3.blake3(canonical(data).encode()).hexdigest() != claimed:
+            raise DamagedError("the content does not match dataset_id: it was altered", path=path, hint=_AGAIN)
+        try:
+            return cls(
+                format=data["format"],
+                schema=Schema.from_json(data["schema"]),
+                splits={name: _split(name, item) for name, item in sorted(data["splits"].items())},
+                options=data["options"],
+                source=data["source"],
+                statistics=data["statistics"],
+                skipped=_count(data["skipped"], "skipped", "manifest"),
+                streamkit_version=data["streamkit_version"],
+                path=path,
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DamagedError(f"a fact is missing or of the wrong kind ({error})", path=path, hint=_AGAIN) from None
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Self:
+        """Read OUT/manifest.json.
+
+        Raises:
+            UsageError: the folder does not exist or is no dataset.
+            DamagedError: a conversion that never finished, or a damaged manifest.
+        """
+        root = Path(folder)
+        file = root / FILE_NAME
+        try:
+            if file.stat().st_size > MAX_NBYTES:
+                raise RefusedError(f"the manifest is larger than {MAX_NBYTES} bytes", path=file)
+            return cls.parse(file.read_bytes(), str(file))
+        except NotADirectoryError:
+            raise UsageError("this is a file, not a dataset folder", path=root) from None
+        except FileNotFoundError:
+            pass
+        if not root.exists():
+            raise UsageError(
+                "this path does not exist", path=root, hint="Give the folder that `streamkit convert` made."
+            )
+        if (root / WORK_FOLDER).exists() or any(root.glob("*-00000.*")):
+            raise DamagedError(
+                "the conversion never finished: there is no manifest.json",
+                path=root,
+                hint="Run the same convert again.",
+            )
+        raise UsageError("this folder is no dataset: there is no manifest.json", path=root, hint=_CONVERT)
+
+
+WORK_FOLDER = ".streamkit"  # journal and lock of a conversion under way; gone after success
+_AGAIN = "Restore it from a copy, or convert again."
+_CONVERT = "Make one with `streamkit convert SRC OUT --format tfrecord`."
+
+
+def canonical(data: Any) -> str:
+    """JSON with sorted keys, ASCII only, one fact a line: equal data gives equal text."""
+    return json.dumps(data, sort_keys=True, ensure_ascii=True, indent=1, allow_nan=False) + "\n"
+
+
+def plain_name(name: Any) -> str:
+    """`name` if it names a file directly inside the dataset folder; RefusedError otherwise."""
+    bad = not isinstance(name, str) or not name or name in (".", "..") or any(c in name for c in "/\\:%\0")
+    if bad or len(name) > 255 or not name.isprintable():
+        raise RefusedError(f"{str(name)[:80]!r} is not a plain file name", hint="The manifest was tampered with.")
+    return str(name)
+
+
+def _split(name: str, item: Any) -> Split:
+    shards = tuple(Shard(s["file"], s["samples"], s["bytes"], str(s["digest"])) for s in item["shards"])
+    chunks = item.get("chunks") or {}
+    return Split(
+        name=name,
+        samples=_count(item["samples"], "samples", name),
+        nbytes=_count(item["bytes"], "bytes", name),
+        index=item["index"]["file"],
+        index_digest=str(item["index"]["digest"]),
+        shards=shards,
+        chunks=chunks.get("file"),
+        chunks_digest=chunks.get("digest"),
+    )
+
+
+def _count(value: Any, what: str, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise DamagedError(f"{what} of {where} is {str(value)[:40]!r}, expected a count")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a key stands twice")
+    return out
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,44 @@
+"""`streamkit.open`: what a dataset is, without reading a payload.
+
+>>> from streamkit.errors import UsageError
+>>> try: open("no/such/folder")
+... except UsageError as error: print(error)
+no/such/folder: this path does not exist. Give the folder that `streamkit convert` made.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamkit.index import Index
+from streamkit.manifest import Manifest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class OpenManifest(Manifest):
+    """A manifest read from a folder, which can read the indexes beside it."""
+
+    def index(self, split: str | None = None) -> pa.Table:
+        """The index of a split as a pyarrow.Table: one row a sample; README describes its columns.
+
+        Raises:
+            UsageError: no such split.
+            DamagedError: the index is missing or altered.
+        """
+        found = self.split(split)
+        return Index(Path(str(self.path)).parent / found.index, found.samples, found.index_digest).table()
+
+
+def open(path: str | os.PathLike[str]) -> OpenManifest:
+    """Open a dataset: its splits, schema, class_names, class_weights(), statistics and index().
+
+    Raises:
+        UsageError: the path does not exist or is no dataset.
+        DamagedError: unfinished, or its manifest was altered.
+        FormatVersionError: written by a newer release.
+    """
+    return OpenManifest.load(path)

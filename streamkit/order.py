@@ -1,0 +1,239 @@
+"""Order as arithmetic: any position of any epoch is reachable at once, and the state is a cursor of a few integers.
+
+A position is a sample's place in the global order of an epoch; `Order.rows` turns positions into rows by a keyed
+bijection (an alternating Feistel network with cycle walking), so a full shuffle needs no memory. Rows that share
+compressed chunks are shuffled chunk first, then row within a window of chunks; the interface is the same.
+
+    >>> order = Order(10, seed=1)
+    >>> rows = order.rows(epoch=0, start=0, stop=10)
+    >>> sorted(rows.tolist()) == list(range(10)), (rows == order.rows(0, 0, 10)).all()
+    (True, np.True_)
+    >>> order.rows(0, 4, 6).tolist() == rows[4:6].tolist()
+    True
+    >>> Batches(n=10, batch_size=4).positions(2)
+    (8, 10)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.errors import UsageError
+
+Ints = npt.NDArray[np.int64]
+
+_ROUNDS = 8
+_MIN_BITS = 6  # below 64 values the halves are too narrow to mix; cycle walking from 64 costs nothing
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: Knuth's multiplicative hashing
+
+
+def permute(positions: npt.ArrayLike, n: int, key: tuple[int, ...]) -> Ints:
+    """Map positions to values by a bijection of [0, n) chosen by `key`.
+
+    Args:
+        positions: integers in [0, n), any shape.
+        n: size of the domain, below 2**62.
+        key: integers such as (seed, epoch); any change gives an unrelated bijection.
+
+    Returns:
+        int64 array of the same shape, values in [0, n).
+
+    Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (2002), cycle walking.
+    """
+    x = np.array(positions, dtype=np.uint64)
+    if n <= 1:
+        return x.astype(np.int64)
+    bits = max((n - 1).bit_length(), _MIN_BITS)
+    low_bits = bits // 2
+    keys = _round_keys(key)
+    y = _feistel(x, bits, low_bits, keys)
+    outside = np.flatnonzero(y >= n)
+    while outside.size:  # fewer than half are outside each time, so this ends after about log2(size) turns
+        y[outside] = _feistel(y[outside], bits, low_bits, keys)
+        outside = outside[y[outside] >= n]
+    return y.astype(np.int64)
+
+
+def _feistel(x: npt.NDArray[np.uint64], bits: int, low_bits: int, keys: npt.NDArray[np.uint64]) -> Any:
+    high_mask = np.uint64((1 << (bits - low_bits)) - 1)
+    low_mask = np.uint64((1 << low_bits) - 1)
+    shift = np.uint64(low_bits)
+    high, low = x >> shift, x & low_mask
+    for i in range(0, _ROUNDS, 2):  # each half is changed by a hash of the other: always invertible
+        high ^= _hash(low, keys[i]) & high_mask
+        low ^= _hash(high, keys[i + 1]) & low_mask
+    return (high << shift) | low
+
+
+def _hash(x: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
+    h = (x ^ key) * _MULTIPLIER
+    h ^= h >> np.uint64(29)
+    h *= _MULTIPLIER
+    return h >> np.uint64(32)
+
+
+@lru_cache(maxsize=256)
+def _round_keys(key: tuple[int, ...]) -> npt.NDArray[np.uint64]:
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * _ROUNDS).digest()
+    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+_BLOCK = 16_384  # positions computed at once: spreads NumPy's cost per call over many batches
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of `n` chosen rows in every epoch.
+
+    Attributes:
+        n: number of chosen rows; the order yields numbers in [0, n).
+        seed: any integer.
+        shuffle: False gives storage order in every epoch.
+        bounds: for chunked storage, the positions [0, ..., n] where a new chunk begins (int64, n_chunks + 1); else None.
+        window: chunks whose rows are mixed with one another, for chunked storage.
+    """
+
+    n: int
+    seed: int = 0
+    shuffle: bool = True
+    bounds: Any = None
+    window: int = 1
+
+    def rows(self, epoch: int, start: int, stop: int) -> Ints:
+        """Rows at positions [start, stop) of the epoch: int64, in the order they are to be delivered."""
+        if not self.shuffle:
+            return np.arange(start, stop, dtype=np.int64)
+        first, last = start // _BLOCK, max(start, stop - 1) // _BLOCK
+        parts = [self._block(epoch, b) for b in range(first, last + 1)]
+        block = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return block[start - first * _BLOCK : stop - first * _BLOCK]
+
+    def _block(self, epoch: int, number: int) -> Ints:
+        return _cached_block(self, epoch, number) if self.bounds is None else self._compute(epoch, number)
+
+    def _compute(self, epoch: int, number: int) -> Ints:
+        positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, self.n), dtype=np.int64)
+        if self.bounds is None:
+            return permute(positions, self.n, (self.seed, epoch))
+        return self._windowed(epoch, positions)
+
+    def _windowed(self, epoch: int, positions: Ints) -> Ints:
+        chunks, starts, window_starts = _chunk_order(self, epoch)
+        out = np.empty_like(positions)
+        window_of = np.searchsorted(window_starts, positions, side="right") - 1
+        for w in np.unique(window_of).tolist():
+            mine = window_of == w
+            base = window_starts[w]
+            end = window_starts[w + 1]
+            inside = permute(positions[mine] - base, int(end - base), (self.seed, epoch, w)) + base
+            chunk = np.searchsorted(starts, inside, side="right") - 1
+            out[mine] = self.bounds[chunks[chunk]] + (inside - starts[chunk])
+        return out
+
+    def __hash__(self) -> int:
+        return hash((self.n, self.seed, self.shuffle, self.window, id(self.bounds)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Order) and (self.n, self.seed, self.shuffle, self.window, id(self.bounds)) == (
+            other.n,
+            other.seed,
+            other.shuffle,
+            other.window,
+            id(other.bounds),
+        )
+
+
+@lru_cache(maxsize=16)
+def _cached_block(order: Order, epoch: int, number: int) -> Ints:
+    return order._compute(epoch, number)
+
+
+@lru_cache(maxsize=4)
+def _chunk_order(order: Order, epoch: int) -> tuple[Ints, Ints, Ints]:
+    """Chunks in this epoch's order, the position where each begins, and the positions [0, ..., n] where windows begin."""
+    n_chunks = len(order.bounds) - 1
+    chunks = permute(np.arange(n_chunks), n_chunks, (order.seed, epoch))
+    starts = np.zeros(n_chunks + 1, np.int64)
+    np.cumsum(np.diff(order.bounds)[chunks], out=starts[1:])
+    window_starts = np.append(starts[:-1][:: order.window], starts[-1])
+    return chunks, starts, window_starts
+
+
+@dataclass(frozen=True)
+class Batches:
+    """How an epoch of `n` positions is cut into batches, and which part of each belongs to this shard.
+
+    With S shards, global batch g is positions [g*B*S, (g+1)*B*S) and shard r takes the r-th slice. The last global batch
+    is divided evenly; a rest smaller than S is dropped.
+    """
+
+    n: int
+    batch_size: int
+    drop_remainder: bool = False
+    shard_index: int = 0
+    num_shards: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size is {self.batch_size}, expected at least 1, or None for single samples")
+        if not 0 <= self.shard_index < self.num_shards:
+            raise UsageError(f"shard_index is {self.shard_index}, expected 0 to {self.num_shards - 1}")
+
+    @property
+    def global_size(self) -> int:
+        """Samples in one global batch, over all shards."""
+        return self.batch_size * self.num_shards
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.n, self.global_size)
+        return whole + (not self.drop_remainder and rest >= self.num_shards)
+
+    def positions(self, batch: int) -> tuple[int, int]:
+        """First and past-the-last position of this shard's part of global batch `batch`."""
+        if not 0 <= batch < len(self):
+            raise IndexError(f"batch {batch} is outside the epoch's {len(self)} batches")
+        start = batch * self.global_size
+        part = min(self.batch_size, (self.n - start) // self.num_shards)
+        first = start + self.shard_index * part
+        return first, first + part
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """The resume state: which epoch, how many samples of its global order are done, and of what (`fingerprint`)."""
+
+    epoch: int
+    position: int
+    fingerprint: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "position": self.position, "fingerprint": dict(self.fingerprint)}
+
+    @classmethod
+    def parse(cls, data: Any, expected: Mapping[str, Any]) -> Cursor:
+        """Check a cursor from outside against the fingerprint of the loader that is to resume from it.
+
+        Raises:
+            UsageError: not a cursor, or one of something else; the message says what differs.
+        """
+        try:
+            epoch, position, found = int(data["epoch"]), int(data["position"]), dict(data["fingerprint"])
+        except (KeyError, TypeError, ValueError):
+            raise UsageError("this is no cursor", hint="Pass what cursor_at() returned.") from None
+        differs = [
+            f"{name} (cursor {found.get(name)!r}, here {value!r})"
+            for name, value in expected.items()
+            if found.get(name) != value
+        ]
+        if differs:
+            raise UsageError(f"this cursor belongs to something else: {'; '.join(differs)}")
+        if epoch < 0 or position < 0:
+            raise UsageError(f"the cursor points at epoch {epoch}, position {position}; both must be >= 0")
+        return cls(epoch, position, found)

@@ -1,0 +1,283 @@
+"""The one reader: rows -> bytes. It knows places only: plan which ranges of which shards, then read them positionally.
+
+>>> ReadPlan.of(np.array([5, 0, 7]), shard_starts=np.array([0, 4, 8]), offsets=np.array([90, 10, 20])).shards
+((0, (1,)), (1, (2, 0)))
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.codecs.array import BadArray, decode_chunk
+from streamkit.errors import DamagedError, RefusedError
+from streamkit.index import Index
+from streamkit.manifest import Manifest, Split
+from streamkit.schema import Field
+from streamkit.storage import BadRange, Files
+
+MAX_RANGE_NBYTES = 1 << 30
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """What to read for some rows: per shard, the slots (places in the batch) in the order of their offsets."""
+
+    shards: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, rows: Ints, shard_starts: Ints, offsets: Ints) -> ReadPlan:
+        """Plan `rows` whose ranges begin at `offsets` [B]; `shard_starts`: first row of each shard, and the end."""
+        if len(shard_starts) <= 2:
+            return cls(((0, tuple(np.argsort(offsets).tolist())),)) if len(rows) else cls(())
+        shard = np.searchsorted(shard_starts, rows, side="right") - 1
+        slots = np.lexsort((offsets, shard))
+        numbers = shard[slots]
+        cuts = np.flatnonzero(np.diff(numbers)) + 1
+        parts = np.split(slots, cuts) if len(slots) else []
+        return cls(tuple((int(shard[part[0]]), tuple(part.tolist())) for part in parts))
+
+
+class Reader:
+    """Reads payload bytes and columns of one split. Safe in threads; pickles small.
+
+    Args:
+        root: the dataset's folder.
+        manifest: its manifest.
+        split: the split to read.
+        fields: payload and column fields that will be asked for; only their index columns are loaded.
+        extras: further index columns (width, height, orientation, ...), those there are.
+        chunk_budget_nbytes: decoded chunks kept [B], for chunked fields.
+
+    Raises:
+        DamagedError: index or shard missing, cut, or not what the manifest says.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        split: Split,
+        fields: Sequence[Field],
+        extras: Sequence[str] = (),
+        chunk_budget_nbytes: int = 256 << 20,
+    ) -> None:
+        self.root, self.manifest, self.split = root, manifest, split
+        self.fields, self.extras = tuple(fields), tuple(extras)
+        self.files = Files(root)
+        self.index = Index(root / split.index, split.samples, split.index_digest)
+        self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
+        self._load()
+        self._check_sizes()
+        self._chunks = _ChunkCache(self, chunk_budget_nbytes)
+        self._chunk_budget_nbytes = chunk_budget_nbytes
+
+    def _load(self) -> None:
+        names = [n for f in self.fields if f.is_payload for n in _range_names(f, self.index)]
+        names += [f.name for f in self.fields if not f.is_payload]
+        names += [n for n in self.extras if n in self.index]
+        self.columns = self.index.load(names)
+        for field in self.fields:
+            lengths = self.columns.get(f"{field.name}.length")
+            if lengths is not None and len(lengths) and (lengths == lengths[0]).all():
+                # Equal lengths need no memory.
+                self.columns[f"{field.name}.length"] = np.broadcast_to(lengths[0], lengths.shape)
+        if any(f.chunk_rows is not None for f in self.fields):
+            path = self.root / str(self.split.chunks)
+            n = _n_rows(path)
+            table = Index(path, n, self.split.chunks_digest)
+            self.chunk_table = table.load(["offset", "length", "crc32c"])
+            shards = table.load(["shard"])["shard"]
+            number = {s.file: i for i, s in enumerate(self.split.shards)}
+            try:
+                self.chunk_table["shard"] = np.fromiter((number[name] for name in shards), np.int64, n)
+            except KeyError as error:
+                raise DamagedError(f"the chunk table names {error}, which is no shard", path=path) from None
+
+    def _check_sizes(self) -> None:
+        """No range may leave its shard, and every shard must have the size that the manifest says."""
+        for shard in self.split.shards:
+            size = self.files.size(shard.file)
+            if size != shard.nbytes:
+                raise DamagedError(
+                    f"the file has {size} bytes, the manifest says {shard.nbytes}", shard=shard.file, hint=_VERIFY
+                )
+        ends = np.array([s.nbytes for s in self.split.shards], np.int64)
+        for field in self.fields:
+            if not field.is_payload:
+                continue
+            if field.chunk_rows is None:
+                offsets, lengths = self.columns[f"{field.name}.offset"], self.columns[f"{field.name}.length"]
+                limits = np.repeat(ends, np.diff(self.shard_starts))
+            else:
+                offsets, lengths = self.chunk_table["offset"], self.chunk_table["length"]
+                limits = ends[self.chunk_table["shard"]]
+                chunk, row = self.columns[f"{field.name}.chunk"], self.columns[f"{field.name}.row"]
+                if len(chunk) and (chunk.min() < 0 or chunk.max() >= len(offsets) or row.min() < 0):
+                    raise DamagedError(f"field {field.name!r} points outside the chunk table", path=self.index.path)
+                if len(row) and row.max() >= field.chunk_rows:
+                    raise DamagedError(f"field {field.name!r} points outside its chunk", path=self.index.path)
+            if len(offsets) and (offsets.min() < 0 or lengths.min() < 0 or (offsets > limits - lengths).any()):
+                raise DamagedError(
+                    f"a range of field {field.name!r} leaves its shard", path=self.index.path, hint=_VERIFY
+                )
+            if len(lengths) and lengths.max() > MAX_RANGE_NBYTES:
+                raise RefusedError(
+                    f"a range of {lengths.max()} bytes; the limit is {MAX_RANGE_NBYTES}", path=self.index.path
+                )
+
+    def lengths(self, name: str, rows: Ints) -> Ints:
+        """Stored bytes of a payload field's rows [B]."""
+        return np.asarray(self.columns[f"{name}.length"][rows], np.int64)
+
+    def read(self, name: str, rows: Ints, views: Sequence[memoryview]) -> None:
+        """Read an addressed payload field: `views[i]` is filled with the stored bytes of `rows[i]`.
+
+        Raises:
+            DamagedError: bytes that are not what the index says; names shard, record and key.
+        """
+        offsets = self.columns[f"{name}.offset"][rows]
+        crcs = self.columns[f"{name}.crc32c"][rows].tolist()
+        plan = ReadPlan.of(rows, self.shard_starts, offsets)
+        starts = offsets.tolist()
+        for shard, slots in plan.shards:
+            try:
+                self.files.read(
+                    self.split.shards[shard].file,
+                    [starts[i] for i in slots],
+                    [views[i] for i in slots],
+                    [crcs[i] for i in slots],
+                )
+            except BadRange as bad:
+                raise self.damaged(int(rows[slots[bad.i]]), bad.reason) from None
+
+    def damaged(self, row: int, reason: str) -> DamagedError:
+        """The error for one row's bytes."""
+        shard = int(np.searchsorted(self.shard_starts, row, side="right") - 1)
+        return DamagedError(
+            reason,
+            path=self.root / self.split.shards[shard].file,
+            shard=self.split.shards[shard].file,
+            record=row - int(self.shard_starts[shard]),
+            key=self.index.key(row),
+            hint=f"Run `streamkit verify {self.root}` for the full list, then convert those items again.",
+        )
+
+    def read_chunked(self, field: Field, rows: Ints, out: npt.NDArray[Any]) -> None:
+        """Read a chunked payload field: `out[i]` is filled with the decoded values of `rows[i]`."""
+        chunk = self.columns[f"{field.name}.chunk"][rows]
+        inside = self.columns[f"{field.name}.row"][rows]
+        order = np.argsort(chunk, kind="stable")
+        cuts = np.flatnonzero(np.diff(chunk[order])) + 1
+        for slots in np.split(order, cuts) if len(order) else []:
+            values = self._chunks.get(field, int(chunk[slots[0]]), int(rows[slots[0]]))
+            out[slots] = values[inside[slots]]
+
+    def chunk_bounds(self, field: Field) -> Ints:
+        """Rows [0, ..., n] at which a new chunk of the field begins."""
+        chunk = self.columns[f"{field.name}.chunk"]
+        return np.r_[0, np.flatnonzero(np.diff(chunk)) + 1, len(chunk)].astype(np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "root": self.root,
+            "manifest": self.manifest,
+            "split": self.split,
+            "fields": self.fields,
+            "extras": self.extras,
+            "chunk_budget_nbytes": self._chunk_budget_nbytes,
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class _ChunkCache:
+    """Decoded chunks, the least recently used dropped first. A chunk wanted by two threads is decoded once."""
+
+    def __init__(self, reader: Reader, budget_nbytes: int) -> None:
+        self.reader, self.budget = reader, budget_nbytes
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._held: OrderedDict[tuple[str, int], Future[npt.NDArray[Any]]] = OrderedDict()
+        self._nbytes = 0
+        self._pid = os.getpid()
+
+    def get(self, field: Field, chunk: int, row: int) -> npt.NDArray[Any]:
+        if self._pid != os.getpid():
+            self._reset()
+        key = (field.name, chunk)
+        nbytes = field.sample_nbytes * int(field.chunk_rows or 1)
+        with self._lock:
+            future = self._held.get(key)
+            mine = future is None
+            if future is None:
+                future = self._held[key] = Future()
+                self._nbytes += nbytes
+                while self._nbytes > self.budget and len(self._held) > 1:
+                    (name, _), _ = self._held.popitem(last=False)
+                    self._nbytes -= self._chunk_nbytes(name)
+            else:
+                self._held.move_to_end(key)
+        if mine:
+            try:
+                future.set_result(self._decode(field, chunk, row))
+            except BaseException as error:
+                future.set_exception(error)
+                with self._lock:
+                    if self._held.pop(key, None) is not None:
+                        self._nbytes -= nbytes
+        return future.result()
+
+    def _chunk_nbytes(self, name: str) -> int:
+        field = next(f for f in self.reader.fields if f.name == name)
+        return field.sample_nbytes * int(field.chunk_rows or 1)
+
+    def _decode(self, field: Field, chunk: int, row: int) -> npt.NDArray[Any]:
+        table = self.reader.chunk_table
+        data = memoryview(bytearray(int(table["length"][chunk])))
+        file = self.reader.split.shards[int(table["shard"][chunk])].file
+        try:
+            self.reader.files.read(file, [int(table["offset"][chunk])], [data], [int(table["crc32c"][chunk])])
+            filters = tuple(field.encoding.partition(":")[0].split("+"))
+            nbytes = field.sample_nbytes * int(field.chunk_rows or 1)
+            dtype = np.dtype(field.dtype)
+            flat = decode_chunk(data, filters, dtype.itemsize, nbytes)
+        except BadRange as bad:
+            raise self.reader.damaged(row, bad.reason) from None
+        except BadArray as error:
+            raise self.reader.damaged(row, str(error)) from None
+        return flat.view(dtype.newbyteorder("<")).reshape(field.chunk_rows or 1, *(int(d or 0) for d in field.shape))
+
+
+_VERIFY = "Run `streamkit verify` for the full list, then convert again."
+
+
+def _range_names(field: Field, index: Index) -> list[str]:
+    kinds = ("chunk", "row") if field.chunk_rows is not None else ("offset", "length", "crc32c")
+    names = [f"{field.name}.{kind}" for kind in kinds]
+    missing = [n for n in names if n not in index]
+    if missing:
+        raise DamagedError(f"the index has no column {missing[0]!r}", path=index.path, hint=_VERIFY)
+    return names + [n for n in [f"{field.name}.shape"] if n in index]
+
+
+def _n_rows(path: Path) -> int:
+    import pyarrow.parquet as pq
+
+    try:
+        return int(pq.read_metadata(path).num_rows)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"the chunk table cannot be read: {error}", path=path, hint=_VERIFY) from None

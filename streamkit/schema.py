@@ -1,0 +1,179 @@
+"""What a sample is made of: named fields, each a payload or a column.
+
+A payload field (image, mask, array, text, bytes) is stored as bytes that a range points at. A column field (label,
+number, string) also stands in the index, so that it can be read without touching a payload.
+
+    >>> schema = Schema((Field("image", "image", "uint8", (None, None, 3), "jpeg"),
+    ...                  Field("label", "label", "int64", (), class_names=("cat", "dog"))))
+    >>> schema.label.class_names, [f.name for f in schema.payloads], schema["image"].fixed
+    (('cat', 'dog'), ['image'], False)
+    >>> Schema.from_json(schema.to_json()) == schema
+    True
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from streamkit.errors import DamagedError, RefusedError, UsageError
+
+PAYLOAD_KINDS = ("image", "mask", "array", "text", "bytes")
+COLUMN_KINDS = ("label", "number", "string")
+MAX_NDIM = 8
+MAX_NAME_NBYTES = 1024
+
+
+@dataclass(frozen=True)
+class Field:
+    """A named part of every sample.
+
+    Attributes:
+        name: the field's name; no "/" because it is also the name of an HDF5 dataset.
+        kind: one of PAYLOAD_KINDS or COLUMN_KINDS.
+        dtype: NumPy name of the decoded values ("uint8", "float32", ...).
+        shape: shape of one decoded sample, None for an axis that varies. Images are (height, width, channels).
+        encoding: how payload bytes are stored: "raw" (little-endian, C order), "zlib", an image format ("jpeg", "png",
+            "webp", ..., or "mixed"), or for chunked HDF5 the filters in the order applied ("shuffle+gzip").
+        chunk_rows: samples a chunk, for chunked HDF5; else None.
+        class_names: names of the classes 0, 1, ... for a label, else None.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    shape: tuple[int | None, ...] = ()
+    encoding: str = "raw"
+    chunk_rows: int | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name or "\0" in self.name or len(self.name.encode()) > MAX_NAME_NBYTES:
+            raise RefusedError(
+                f"{self.name[:80]!r} is no field name", hint='Names are 1 to 1024 bytes and hold no "/".'
+            )
+        if self.kind not in PAYLOAD_KINDS + COLUMN_KINDS:
+            raise DamagedError(f"field {self.name!r} has the unknown kind {self.kind!r}")
+        if self.dtype not in ("string", "bytes"):
+            try:
+                dtype = np.dtype(self.dtype)
+            except (TypeError, ValueError):
+                raise DamagedError(f"field {self.name!r} has the unknown dtype {self.dtype!r}") from None
+            if dtype.hasobject or dtype.kind not in "biufc":
+                raise RefusedError(f"field {self.name!r} has dtype {dtype}, which is not plain numbers")
+        if len(self.shape) > MAX_NDIM or any(d is not None and d < 0 for d in self.shape):
+            raise RefusedError(f"field {self.name!r} has shape {self.shape}; at most {MAX_NDIM} axes of size >= 0")
+
+    @property
+    def is_payload(self) -> bool:
+        return self.kind in PAYLOAD_KINDS
+
+    @property
+    def is_image(self) -> bool:
+        """True for pictures: image and mask."""
+        return self.kind in ("image", "mask")
+
+    @property
+    def fixed(self) -> bool:
+        """True when every sample has the same shape."""
+        return None not in self.shape
+
+    @property
+    def is_encoded_image(self) -> bool:
+        """True when the payload is an image file's bytes rather than raw pixels."""
+        return self.is_image and self.encoding != "raw" and self.chunk_rows is None
+
+    @property
+    def n_varying(self) -> int:
+        return sum(d is None for d in self.shape)
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Decoded size of one sample [B]; varying axes count as 1."""
+        return math.prod(1 if d is None else d for d in self.shape) * np.dtype(self.dtype).itemsize
+
+    def to_json(self) -> dict[str, Any]:
+        """The field as the manifest holds it; absent facts are left out."""
+        out: dict[str, Any] = {"kind": self.kind, "dtype": self.dtype, "shape": list(self.shape)}
+        if self.is_payload:
+            out["encoding"] = self.encoding
+        if self.chunk_rows is not None:
+            out["chunk_rows"] = self.chunk_rows
+        if self.class_names is not None:
+            out["class_names"] = list(self.class_names)
+        return out
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The fields of a dataset, sorted by name. Iterates over them; `schema[name]` and `name in schema` look one up."""
+
+    fields: tuple[Field, ...]
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in self.fields]
+        if len(set(names)) != len(names):
+            raise DamagedError(f"field names repeat: {sorted(names)}")
+        object.__setattr__(self, "fields", tuple(sorted(self.fields, key=lambda f: f.name)))
+
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self.fields)
+
+    def __contains__(self, name: object) -> bool:
+        return any(f.name == name for f in self.fields)
+
+    def __getitem__(self, name: str) -> Field:
+        for f in self.fields:
+            if f.name == name:
+                return f
+        raise UsageError(f"there is no field {name!r}", hint=f"Fields are {', '.join(f.name for f in self.fields)}.")
+
+    @property
+    def payloads(self) -> tuple[Field, ...]:
+        return tuple(f for f in self.fields if f.is_payload)
+
+    @property
+    def columns(self) -> tuple[Field, ...]:
+        return tuple(f for f in self.fields if not f.is_payload)
+
+    @property
+    def label(self) -> Field | None:
+        """The label field, or None."""
+        return next((f for f in self.fields if f.kind == "label"), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {f.name: f.to_json() for f in self.fields}
+
+    @classmethod
+    def from_json(cls, items: Any) -> Schema:
+        """Parse what `to_json` made. Raises DamagedError on anything else."""
+        if not isinstance(items, Mapping) or not all(isinstance(i, Mapping) for i in items.values()):
+            raise DamagedError("the schema does not map field names to their facts")
+        return cls(tuple(_field(name, items[name]) for name in sorted(items)))
+
+
+def _field(name: str, item: Mapping[str, Any]) -> Field:
+    try:
+        shape = item["shape"]
+        names = item.get("class_names")
+        if not all(d is None or (isinstance(d, int) and not isinstance(d, bool)) for d in shape):
+            raise TypeError
+        if names is not None and not all(isinstance(n, str) for n in names):
+            raise TypeError
+        return Field(
+            name=name,
+            kind=str(item["kind"]),
+            dtype=str(item["dtype"]),
+            shape=tuple(shape),
+            encoding=str(item.get("encoding", "raw")),
+            chunk_rows=None if item.get("chunk_rows") is None else int(item["chunk_rows"]),
+            class_names=None if names is None else tuple(names),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, (DamagedError, RefusedError)):
+            raise
+        raise DamagedError(f"field {name!r} of the schema is malformed: {str(dict(item))[:120]}") from None

@@ -1,0 +1,272 @@
+"""HDF5 shards: natural datasets for fixed shapes, flat bytes plus offsets for the rest. h5py alone reads them.
+
+    fixed, not compressed    NAME, contiguous (N, ...)
+    fixed, compressed        NAME, chunked over whole samples, standard filters
+    encoded or varying       NAME, contiguous uint8; NAME_offsets (N + 1) int64; NAME_shapes (N, axes) int32 where
+                             several axes vary
+    columns                  NAME (N,); strings as flat bytes plus offsets
+
+h5py lays out the file; payload bytes of contiguous datasets are then written at their addresses, past libhdf5's lock.
+
+    >>> FILTERS["gzip"]
+    ('shuffle', 'gzip')
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+from streamkit.errors import DamagedError
+from streamkit.schema import Field, Schema
+from streamkit.shards.record import Places, Record, range_columns
+
+# --compression name -> HDF5 filters in the order applied.
+FILTERS = {
+    "gzip": ("shuffle", "gzip"),
+    "lzf": ("shuffle", "lzf"),
+    "zstd": ("shuffle", "zstd"),
+    "lz4": ("shuffle", "lz4"),
+    "blosc2": ("blosc2",),
+}
+FILTER_IDS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf", 32015: "zstd", 32004: "lz4", 32026: "blosc2"}
+_CHUNK_NBYTES = 64 << 10
+
+
+def chunk_rows(sample_nbytes: int) -> int:
+    """Samples a chunk: the fewest that make 64 KB, because a shuffled read decodes whole chunks."""
+    return max(1, -(-_CHUNK_NBYTES // max(1, sample_nbytes)))
+
+
+def is_flat(field: Field) -> bool:
+    """True when the payload is stored as flat bytes plus offsets."""
+    return field.is_payload and (field.is_encoded_image or not field.fixed or field.kind in ("text", "bytes"))
+
+
+class HDF5:
+    """`ShardFormat` for HDF5."""
+
+    extension = "h5"
+
+    def write_shard(self, path: Path, schema: Schema, records: Iterable[Record]) -> Places:
+        rows = list(records)
+        n = len(rows)
+        with h5py.File(path, "w", libver="earliest", track_order=False) as file:
+            addresses = {f.name: _create(file, f, rows) for f in schema.payloads}
+            for field in schema.columns:
+                _write_column(file, field, [row.columns[field.name] for row in rows])
+        ranges: dict[str, npt.NDArray[Any]] = {}
+        fd = os.open(path, os.O_RDWR)
+        try:
+            for field in schema.payloads:
+                if field.chunk_rows is None:
+                    payloads = [row.payloads[field.name] for row in rows]
+                    ranges |= _write_payloads(fd, field, addresses[field.name], payloads)
+        finally:
+            os.close(fd)
+        chunk_ranges, chunks = _chunk_places(path, schema, n)
+        return Places(n, ranges | chunk_ranges, chunks)
+
+    def index_shard(self, path: Path, schema: Schema) -> Places:
+        ranges: dict[str, npt.NDArray[Any]] = {}
+        n = 0
+        try:
+            with h5py.File(path, "r") as file, open(path, "rb") as raw:
+                for field in schema.payloads:
+                    n, base, offsets = _layout(file, field)
+                    if field.chunk_rows is not None:
+                        continue
+                    lengths = np.diff(offsets)
+                    crcs = []
+                    for offset, length in zip(offsets[:-1].tolist(), lengths.tolist(), strict=True):
+                        raw.seek(base + offset)
+                        crcs.append(crc32c(raw.read(length)))
+                    ranges |= range_columns(field.name, base + offsets[:-1], lengths, crcs)
+            chunk_ranges, chunks = _chunk_places(path, schema, n)
+        except (OSError, KeyError, ValueError) as error:
+            raise DamagedError(f"cannot be read as a shard: {error}", shard=path.name) from None
+        return Places(n, ranges | chunk_ranges, chunks)
+
+
+def _create(file: Any, field: Field, rows: Sequence[Record]) -> int:
+    """Create the datasets of one payload field; return the address [B] of its values, or -1 for chunked ones."""
+    n = len(rows)
+    if field.chunk_rows is not None:
+        _write_chunked(file, field, [row.payloads[field.name] for row in rows])
+        return -1
+    if is_flat(field):
+        lengths = [len(row.payloads[field.name]) for row in rows]
+        file.create_dataset(f"{field.name}_offsets", data=np.array([0, *accumulate(lengths)], np.int64))
+        if field.n_varying > 1 and not field.is_encoded_image:
+            shapes = np.array([row.facts[f"{field.name}.shape"] for row in rows], np.int32).reshape(n, len(field.shape))
+            file.create_dataset(f"{field.name}_shapes", data=shapes)
+        shape: tuple[int, ...] = (sum(lengths),)
+        dtype = np.dtype(np.uint8)
+    else:
+        shape = (n, *(int(d) for d in field.shape if d is not None))
+        dtype = np.dtype(field.dtype).newbyteorder("<")
+    plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # gives the address now; the values follow past libhdf5
+    plist.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    plist.set_obj_track_times(False)
+    space = h5py.h5s.create_simple(shape)
+    kind = h5py.h5t.py_create(dtype, logical=True)
+    dataset = h5py.Dataset(h5py.h5d.create(file.id, field.name.encode(), kind, space, dcpl=plist))
+    if is_flat(field):
+        described = {"dtype": field.dtype, "shape": [-1 if d is None else d for d in field.shape]}
+        dataset.attrs["streamkit"] = np.bytes_(json.dumps(described | {"encoding": field.encoding}, sort_keys=True))
+    offset = dataset.id.get_offset()
+    return -1 if offset is None else int(offset)
+
+
+def _write_chunked(file: Any, field: Field, payloads: Sequence[Any]) -> None:
+    shape = tuple(int(d) for d in field.shape if d is not None)
+    dtype = np.dtype(field.dtype).newbyteorder("<")
+    rows = int(field.chunk_rows or 1)
+    dataset = file.create_dataset(
+        field.name, (len(payloads), *shape), dtype, chunks=(rows, *shape), **_filter_options(field.encoding)
+    )
+    for start in range(0, len(payloads), rows):
+        block = b"".join(payloads[start : start + rows])
+        dataset[start : start + rows] = np.frombuffer(block, dtype).reshape(-1, *shape)
+
+
+def _filter_options(encoding: str) -> dict[str, Any]:
+    """h5py's arguments for a pipeline named like "shuffle+gzip:4"."""
+    pipeline, _, level = encoding.partition(":")
+    *_, codec = pipeline.split("+")
+    options: dict[str, Any] = {"shuffle": pipeline.startswith("shuffle+")}
+    if codec in ("gzip", "lzf"):
+        options["compression"] = codec
+        if level:
+            options["compression_opts"] = int(level)
+        return options
+    import hdf5plugin
+
+    codecs = {
+        "zstd": lambda: hdf5plugin.Zstd(clevel=int(level or 3)),
+        "lz4": hdf5plugin.LZ4,
+        "blosc2": lambda: hdf5plugin.Blosc2(cname="zstd", clevel=int(level or 5), filters=hdf5plugin.Blosc2.SHUFFLE),
+    }
+    return options | dict(codecs[codec]())
+
+
+def _write_column(file: Any, field: Field, values: Sequence[Any]) -> None:
+    if field.kind == "string":
+        data = [str(v).encode() for v in values]
+        file.create_dataset(field.name, data=np.frombuffer(b"".join(data), np.uint8))
+        file.create_dataset(f"{field.name}_offsets", data=np.array([0, *accumulate(map(len, data))], np.int64))
+        return
+    dataset = file.create_dataset(field.name, data=np.array(values, np.dtype(field.dtype).newbyteorder("<")))
+    if field.class_names:
+        dataset.attrs["class_names"] = np.array([name.encode() for name in field.class_names], "S")
+
+
+def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
+    lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
+    offsets = max(base, 0) + np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(payloads) else lengths
+    crcs = [crc32c(p) for p in payloads]
+    at = base
+    for start in range(0, len(payloads), 512):  # IOV_MAX is 1024
+        some = payloads[start : start + 512]
+        wanted = int(lengths[start : start + 512].sum())
+        if wanted and os.pwritev(fd, some, at) != wanted:
+            os.pwrite(fd, b"".join(some), at)  # a short write: disk full shows itself as an error here
+        at += wanted
+    return range_columns(field.name, offsets, lengths, crcs)
+
+
+def _layout(file: Any, field: Field) -> tuple[int, int, npt.NDArray[np.int64]]:
+    """Samples, address of the values [B] and their offsets from it [B] (n + 1)."""
+    dataset = file[field.name]
+    if is_flat(field):
+        offsets = np.asarray(file[f"{field.name}_offsets"][:], np.int64)
+        return len(offsets) - 1, int(dataset.id.get_offset() or 0), offsets
+    n = dataset.shape[0]
+    nbytes = field.sample_nbytes
+    return n, int(dataset.id.get_offset() or 0), np.arange(n + 1, dtype=np.int64) * nbytes
+
+
+def _chunk_places(path: Path, schema: Schema, n: int) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]] | None]:
+    """Places of all chunks of a finished file: the chunk table, and each row's chunk in it."""
+    fields = [f for f in schema.payloads if f.chunk_rows is not None]
+    if not fields:
+        return {}, None
+    ranges: dict[str, Any] = {}
+    offsets: list[int] = []
+    lengths: list[int] = []
+    with h5py.File(path, "r") as file:
+        for field in fields:
+            rows = np.arange(n)
+            ranges[f"{field.name}.chunk"] = len(offsets) + rows // int(field.chunk_rows or 1)
+            ranges[f"{field.name}.row"] = rows % int(field.chunk_rows or 1)
+            dataset = file[field.name].id
+            found = [dataset.get_chunk_info(i) for i in range(dataset.get_num_chunks())]
+            for info in sorted(found, key=lambda info: info.chunk_offset):
+                offsets.append(info.byte_offset)
+                lengths.append(info.size)
+    crcs = []
+    with open(path, "rb") as raw:
+        for offset, length in zip(offsets, lengths, strict=True):
+            raw.seek(offset)
+            crcs.append(crc32c(raw.read(length)))
+    chunks = range_columns("c", offsets, lengths, crcs)
+    return ranges, {name.removeprefix("c."): values for name, values in chunks.items()}
+
+
+def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -> None:
+    """Write `train.h5`: every field of all shards as one virtual dataset; flat payloads with real global offsets.
+
+    Args:
+        path: the file to write, in the folder of the shards.
+        shards: (file name, samples), in order.
+    """
+    total = sum(n for _, n in shards)
+    with h5py.File(path, "w", libver="earliest") as out:
+        for field in schema:
+            if is_flat(field) or field.kind == "string":
+                _join_flat(out, path.parent, field, shards)
+                continue
+            shape = tuple(int(d) for d in field.shape if d is not None)
+            dtype = np.dtype(field.dtype).newbyteorder("<")
+            layout = h5py.VirtualLayout((total, *shape), dtype)
+            at = 0
+            for name, n in shards:
+                layout[at : at + n] = h5py.VirtualSource(name, field.name, (n, *shape))
+                at += n
+            dataset = out.create_virtual_dataset(field.name, layout)
+            if field.class_names:
+                dataset.attrs["class_names"] = np.array([c.encode() for c in field.class_names], "S")
+
+
+def _join_flat(out: Any, folder: Path, field: Field, shards: Sequence[tuple[str, int]]) -> None:
+    offsets, shapes, sizes, described = [np.zeros(1, np.int64)], [], [], None
+    for name, _ in shards:
+        with h5py.File(folder / name, "r") as file:
+            own = file[f"{field.name}_offsets"][:]
+            offsets.append(own[1:] + offsets[-1][-1])
+            sizes.append(int(own[-1]))
+            described = file[field.name].attrs.get("streamkit", described)
+            if f"{field.name}_shapes" in file:
+                shapes.append(file[f"{field.name}_shapes"][:])
+    layout = h5py.VirtualLayout((sum(sizes),), np.uint8)
+    at = 0
+    for (name, _), size in zip(shards, sizes, strict=True):
+        if size:
+            layout[at : at + size] = h5py.VirtualSource(name, field.name, (size,))
+        at += size
+    dataset = out.create_virtual_dataset(field.name, layout)
+    if described is not None:
+        dataset.attrs["streamkit"] = described
+    out.create_dataset(f"{field.name}_offsets", data=np.concatenate(offsets))
+    if shapes:
+        out.create_dataset(f"{field.name}_shapes", data=np.concatenate(shapes))

@@ -1,0 +1,164 @@
+"""TFRecord shards: standard framing, tf.train.Example, the file itself not compressed, so that offsets stay valid.
+
+    record = length (8 bytes) + masked crc32c of these (4) + Example + masked crc32c of the Example (4), little-endian
+
+A payload is a bytes feature of the field's name. With two or more varying axes TFDS's spelling is used: `NAME/value` and
+`NAME/shape`. Ranges point at the payload inside the Example.
+
+Source: tensorflow/core/lib/io/record_writer.h; tensorflow_datasets features.Tensor.
+
+    >>> masked(0)
+    2726488792
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from crc32c import crc32c
+
+from streamkit.errors import DamagedError
+from streamkit.schema import Field, Schema
+from streamkit.shards import example
+from streamkit.shards.record import MAX_RECORD_NBYTES, Places, Record, range_columns
+
+_FLUSH_NBYTES = 1 << 20
+_LENGTH = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
+
+
+def masked(crc: int) -> int:
+    """The form in which TFRecord stores a crc32c. Source: tensorflow/core/lib/hash/crc32c.h."""
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def feature_name(field: Field) -> str:
+    """Name of the feature that holds a payload."""
+    return f"{field.name}/value" if _has_shape(field) else field.name
+
+
+def _has_shape(field: Field) -> bool:
+    return field.is_payload and not field.is_encoded_image and field.n_varying > 1
+
+
+class TFRecord:
+    """`ShardFormat` for TFRecord."""
+
+    extension = "tfrecord"
+
+    def write_shard(self, path: Path, schema: Schema, records: Iterable[Record]) -> Places:
+        payloads = schema.payloads
+        offsets: dict[str, list[int]] = {f.name: [] for f in payloads}
+        lengths: dict[str, list[int]] = {f.name: [] for f in payloads}
+        crcs: dict[str, list[int]] = {f.name: [] for f in payloads}
+        entries = _entries(schema)
+        n = at = pending = 0
+        parts: list[Any] = []
+        with open(path, "wb", buffering=0) as file:
+            for record in records:
+                pieces: list[Any] = []
+                size = 0
+                for field, name in entries:
+                    if field is None:  # TFDS's shape of a payload with several varying axes
+                        base = name.removesuffix(b"/shape").decode()
+                        piece = example.int64_entry(name, tuple(map(int, record.facts[f"{base}.shape"])))
+                    elif field.is_payload:
+                        payload = record.payloads[field.name]
+                        head = example.bytes_entry(name, len(payload))
+                        pieces.append(head)
+                        size += len(head)
+                        offsets[field.name].append(size)  # from the first map entry on; shifted below
+                        lengths[field.name].append(len(payload))
+                        crcs[field.name].append(crc32c(payload))
+                        piece = payload
+                    else:
+                        piece = _column_entry(field, name, record.columns[field.name])
+                    pieces.append(piece)
+                    size += len(piece)
+                head = example.frame(size)
+                length = _LENGTH.pack(len(head) + size)
+                crc = crc32c(head)
+                for piece in pieces:
+                    crc = crc32c(piece, crc)
+                parts += [length, _CRC.pack(masked(crc32c(length))), head, *pieces, _CRC.pack(masked(crc))]
+                for field in payloads:
+                    offsets[field.name][-1] += at + 12 + len(head)
+                whole = 16 + len(head) + size
+                at += whole
+                pending += whole
+                n += 1
+                if pending >= _FLUSH_NBYTES:
+                    file.write(b"".join(parts))
+                    parts, pending = [], 0
+            file.write(b"".join(parts))
+        ranges: dict[str, Any] = {}
+        for field in payloads:
+            ranges |= range_columns(field.name, offsets[field.name], lengths[field.name], crcs[field.name])
+        return Places(n, ranges)
+
+    def index_shard(self, path: Path, schema: Schema) -> Places:
+        found: dict[str, tuple[list[int], list[int], list[int]]] = {f.name: ([], [], []) for f in schema.payloads}
+        n = 0
+        for n, (start, data) in enumerate(read_records(path), 1):
+            try:
+                features = example.parse(data)
+            except example.BadExample as error:
+                raise DamagedError(f"no tf.train.Example: {error}", shard=path.name, record=n - 1) from None
+            for field in schema.payloads:
+                feature = features.get(feature_name(field))
+                if feature is None or feature.kind != "bytes" or len(feature.values) != 1:
+                    raise DamagedError(f"no single bytes value {field.name!r}", shard=path.name, record=n - 1)
+                offsets, lengths, crcs = found[field.name]
+                offsets.append(start + feature.start)
+                lengths.append(feature.stop - feature.start)
+                crcs.append(crc32c(feature.values[0]))
+        ranges: dict[str, Any] = {}
+        for name, columns in found.items():
+            ranges |= range_columns(name, *columns)
+        return Places(n, ranges)
+
+
+def _entries(schema: Schema) -> list[tuple[Field | None, bytes]]:
+    """(field, feature name) pairs in the order of their names, as protobuf's deterministic maps are."""
+    pairs: list[tuple[Field | None, bytes]] = []
+    for field in schema:
+        pairs.append((field, feature_name(field).encode()))
+        if _has_shape(field):
+            pairs.append((None, f"{field.name}/shape".encode()))
+    return sorted(pairs, key=lambda pair: pair[1])
+
+
+def _column_entry(field: Field, name: bytes, value: Any) -> bytes:
+    if field.kind == "string":
+        data = str(value).encode()
+        return example.bytes_entry(name, len(data)) + data
+    if field.dtype.startswith("float"):
+        return example.float_entry(name, (float(value),))
+    return example.int64_entry(name, (int(value),))
+
+
+def read_records(path: Path) -> Iterator[tuple[int, memoryview]]:
+    """(offset [B], bytes) of every record's data, crcs checked.
+
+    Raises:
+        DamagedError: a crc differs, or the file ends inside a record.
+    """
+    at = n = 0
+    with open(path, "rb") as file:
+        while head := file.read(12):
+            if len(head) < 12 or masked(crc32c(head[:8])) != _CRC.unpack(head[8:])[0]:
+                raise DamagedError("the record's length is damaged", shard=path.name, record=n, offset=at)
+            (length,) = _LENGTH.unpack(head[:8])
+            if length > MAX_RECORD_NBYTES:
+                raise DamagedError(f"a record of {length} bytes, the limit is {MAX_RECORD_NBYTES}", shard=path.name)
+            data = file.read(length + 4)
+            if len(data) != length + 4:
+                raise DamagedError("the file ends inside this record", shard=path.name, record=n, offset=at)
+            if masked(crc32c(memoryview(data)[:-4])) != _CRC.unpack(data[-4:])[0]:
+                raise DamagedError("the record's crc32c is wrong", shard=path.name, record=n, offset=at)
+            yield at + 12, memoryview(data)[:-4]
+            at += 16 + length
+            n += 1

@@ -1,0 +1,66 @@
+"""Sources: a path in, sorted items and their samples out. One module a kind of source; `open_source` chooses.
+
+folder.py   images or .npy files, one a sample; class folders are labels
+table.py    rows of one .npy, .npz or .h5 file, or of x.npy + y.npy in a folder
+splits.py   split folders (train, val, ...), each a source of its own
+
+>>> type(open_source("sample_data/images")).__name__
+'SplitFolders'
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from streamkit.errors import SourceError, UsageError
+from streamkit.sources.folder import ArrayFolder, ImageFolder, scan
+from streamkit.sources.listing import BadItem, Listing, Sample, Source
+from streamkit.sources.splits import SplitFolders, split_folders
+from streamkit.sources.table import TABLE_EXTENSIONS, Table, folder_table
+
+__all__ = ["BadItem", "Listing", "Sample", "Source", "open_source"]
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """The source at `path`.
+
+    Raises:
+        UsageError: the path does not exist, or is a file of a kind that is no source.
+        SourceError: a folder without anything that can be read.
+    """
+    root = Path(path)
+    if not root.exists():
+        raise UsageError("this source does not exist", path=root, hint="Give a folder of images or arrays, or a file.")
+    if root.is_file():
+        if root.suffix.lower() not in TABLE_EXTENSIONS:
+            known = ", ".join(TABLE_EXTENSIONS)
+            raise UsageError(
+                f"this is no table of samples (known: {known})", path=root, hint="Give the folder instead."
+            )
+        return Table((str(root),))
+    splits = split_folders(root)
+    if splits:
+        return SplitFolders(tuple((name, folder, _folder_source(root / folder)) for name, folder in splits))
+    return _folder_source(root)
+
+
+def _folder_source(root: Path) -> Source:
+    table = folder_table(root)
+    if table is not None:
+        return table
+    found = scan(root)
+    if found.n_images and found.n_arrays:
+        raise SourceError(
+            f"both images ({found.n_images}) and .npy files ({found.n_arrays})", path=root, hint="Convert them apart."
+        )
+    if found.n_arrays:
+        return ArrayFolder(str(root))
+    if found.n_images:
+        return ImageFolder(str(root))
+    others = ", ".join(f"{n} x {ext or 'no extension'}" for ext, n in sorted(found.others.items())[:8])
+    raise SourceError(
+        f"no readable item: {others or 'the folder is empty'}",
+        path=root,
+        hint="Readable are JPEG, PNG, WebP, BMP, GIF, TIFF, .npy, .npz and .h5.",
+    )

@@ -1,0 +1,123 @@
+"""What every source gives: a `Listing` of its items (pass 1, nothing opened that need not be) and their samples (pass 2).
+
+>>> keys = RowKeys("rows.npy", 3)
+>>> keys[2], len(keys), list(keys)
+('rows.npy#2', 3, ['rows.npy#0', 'rows.npy#1', 'rows.npy#2'])
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.schema import Schema
+
+Ints = npt.NDArray[np.int64]
+
+
+class BadItem(NamedTuple):
+    """An item that cannot become a sample, and why. `refused` marks a safety limit."""
+
+    key: str
+    reason: str
+    refused: bool = False
+
+
+class Sample(NamedTuple):
+    """One opened item: payload field -> image file bytes or NumPy array. Its columns stand in the listing."""
+
+    payloads: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RowKeys(Sequence[str]):
+    """Keys `name#row` of a table's rows, made when asked for: ten million cost nothing."""
+
+    name: str
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [f"{self.name}#{row}" for row in range(*i.indices(self.n))]
+        return f"{self.name}#{range(self.n)[i]}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All items of a source.
+
+    Attributes:
+        keys: the items' keys: paths relative to the source with "/", or `file#row`. Sorted, or in row order.
+        sizes: bytes of each item as it lies in the source, int64 (n,).
+        schema: the fields. Image shapes are provisional ((None, None, None)) until the items are read.
+        columns: column field -> its values, (n,); labels are int64 class numbers.
+        split_names: names of the split folders, if there are any.
+        split_of: number of each item's split in `split_names`, int64 (n,), or None.
+        block: rows that should stay together because they are stored compressed together.
+        bad: items that are bad already.
+        notices: what the user should know: entries left out and why.
+    """
+
+    keys: Sequence[str]
+    sizes: Ints
+    schema: Schema
+    columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    split_names: tuple[str, ...] = ()
+    split_of: Ints | None = None
+    block: int = 1
+    bad: tuple[BadItem, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Source(Protocol):
+    """A place that raw data comes from. Picklable: workers open what they need themselves."""
+
+    def listing(self) -> Listing:
+        """Find all items. Raises SourceError when there are none, UsageError when the path is wrong."""
+        ...
+
+    def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
+        """Open the items of these keys, in this order."""
+        ...
+
+
+def key_of(path: str) -> str:
+    """A relative path as a key: "/" between parts; bytes that are no UTF-8 as \\xNN, a backslash doubled (reversible)."""
+    path = path.replace(os.sep, "/")
+    try:
+        path.encode()
+        return path.replace("\\", "\\\\")
+    except UnicodeEncodeError:
+        parts = (f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c for c in path.replace("\\", "\\\\"))
+        return "".join(parts)
+
+
+def path_of(key: str) -> str:
+    """The relative path that `key_of` made a key of."""
+    if "\\" not in key:
+        return key
+    out, i = [], 0
+    while i < len(key):
+        if key.startswith("\\x", i):
+            out.append(chr(0xDC00 + int(key[i + 2 : i + 4], 16)))
+            i += 4
+        else:
+            i += key[i] == "\\"
+            out.append(key[i])
+            i += 1
+    return "".join(out)

@@ -1,0 +1,218 @@
+"""Tables: N rows in one .npy, .npz or .h5, or in x.npy + y.npy; one sample a row, one field an array.
+
+Rows are read from a memory map, or from HDF5 chunk by chunk; a table is never loaded whole (members of a *compressed*
+.npz are, because deflate has no addresses). An integer 1-D array named label, labels or y becomes the field `label`;
+other 1-D numbers become number columns.
+
+    >>> import tempfile, pathlib
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "rows.npy"
+    >>> np.save(path, np.arange(6, dtype=np.float32).reshape(3, 2))
+    >>> listing = Table((str(path),)).listing()
+    >>> listing.keys[2], listing.schema["array"].shape
+    ('rows.npy#2', (2,))
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamkit.errors import RefusedError, SourceError
+from streamkit.schema import Field, Schema
+from streamkit.sources import npy
+from streamkit.sources.listing import BadItem, Listing, RowKeys, Sample
+
+HDF5_EXTENSIONS = (".h5", ".hdf5")
+TABLE_EXTENSIONS = (".npy", ".npz", *HDF5_EXTENSIONS)
+LABEL_NAMES = ("label", "labels", "y")
+_ROWS_AT_ONCE_NBYTES = 16 << 20
+
+
+def folder_table(root: Path) -> Table | None:
+    """The table that a folder of x.npy and y.npy (of equal N) is, or None."""
+    files = {p.stem: p for p in root.iterdir() if p.suffix == ".npy" and not p.name.startswith(".")}
+    if "x" not in files or not any(name in files for name in LABEL_NAMES):
+        return None
+    return Table(tuple(str(files[name]) for name in sorted(files)), root.name)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one file, or of several .npy files side by side.
+
+    Attributes:
+        paths: the file, or the .npy files whose stems are the field names.
+        name: what keys begin with; the file's name if empty.
+    """
+
+    paths: tuple[str, ...]
+    name: str = ""
+
+    @property
+    def _key_name(self) -> str:
+        return self.name or Path(self.paths[0]).name
+
+    def listing(self) -> Listing:
+        arrays, notices = self._open()
+        n = max(arrays.values(), key=lambda a: a.size * a.dtype.itemsize).shape[0]
+        if n == 0:
+            raise SourceError("this table has no rows", path=self.paths[0])
+        fields, columns, sizes = [], {}, 0
+        for name, array in sorted(arrays.items()):
+            if array.shape[0] != n:
+                notices.append(f"{name} has {array.shape[0]} rows, not {n}, and was left")
+                continue
+            as_field = _field(name, array)
+            if as_field.is_payload:
+                sizes += as_field.sample_nbytes
+            else:
+                values = np.asarray(array[:]).astype(as_field.dtype)
+                columns[as_field.name] = values
+                if as_field.kind == "label":
+                    as_field = _with_classes(as_field, values)
+            fields.append(as_field)
+        if not any(f.is_payload for f in fields):
+            raise SourceError("no array of more than one axis to be the payload", path=self.paths[0])
+        return Listing(
+            keys=RowKeys(self._key_name, n),
+            sizes=np.full(n, sizes, np.int64),
+            schema=Schema(tuple(fields)),
+            columns=columns,
+            block=max((a.chunks[0] for a in arrays.values() if getattr(a, "chunks", None)), default=1),
+            notices=tuple(notices),
+        )
+
+    def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
+        arrays, _ = self._open()
+        rows = np.fromiter((int(key.rpartition("#")[2]) for key in keys), np.int64, len(keys))
+        n = max(arrays.values(), key=lambda a: a.size * a.dtype.itemsize).shape[0]
+        payloads = {
+            field.name: array
+            for name, array in arrays.items()
+            if array.shape[0] == n and (field := _field(name, array)).is_payload
+        }
+        readers = {name: _RowReader(array) for name, array in payloads.items()}
+        for row in rows.tolist():
+            yield Sample({name: reader.row(row) for name, reader in readers.items()})
+
+    def _open(self) -> tuple[dict[str, Any], list[str]]:
+        path = Path(self.paths[0])
+        suffix = path.suffix.lower()
+        try:
+            if suffix == ".npy":
+                single = len(self.paths) == 1 and not self.name
+                names = ["array"] if single else [Path(p).stem for p in self.paths]
+                arrays = {
+                    name: npy.memory_map(p, npy.open_header(p)) for name, p in zip(names, self.paths, strict=True)
+                }
+                notices: list[str] = []
+            elif suffix == ".npz":
+                arrays, notices = _open_npz(path)
+            else:
+                arrays, notices = _open_hdf5(path)
+        except npy.BadNpy as error:
+            raise (RefusedError if error.refused else SourceError)(str(error), path=path) from None
+        except (OSError, zipfile.BadZipFile) as error:
+            raise SourceError(f"cannot be read: {error}", path=path, hint="Check that the file is whole.") from None
+        arrays = {name: a for name, a in arrays.items() if a.ndim >= 1}
+        if not arrays:
+            raise SourceError("no array with rows", path=path, hint="An array needs at least one axis.")
+        return arrays, notices
+
+
+def _field(name: str, array: Any) -> Field:
+    dtype = np.dtype(array.dtype).newbyteorder("=")
+    if len(array.shape) == 1 and name in LABEL_NAMES and dtype.kind in "iu":
+        return Field("label", "label", "int64")
+    if len(array.shape) == 1:
+        return Field(name, "number", dtype.name)
+    return Field(name, "array", dtype.name, tuple(int(d) for d in array.shape[1:]))
+
+
+def _with_classes(label: Field, values: np.ndarray[Any, Any]) -> Field:
+    """Numbered class names, where the numbers can be class numbers at all."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= 100_000:
+        return label
+    return Field("label", "label", "int64", class_names=tuple(str(i) for i in range(high + 1)))
+
+
+class _RowReader:
+    """Rows of one array; of chunked HDF5 the block of rows last read is kept, because neighbours follow."""
+
+    def __init__(self, array: Any) -> None:
+        self.array = array
+        chunks = getattr(array, "chunks", None)
+        if isinstance(array, np.ndarray):
+            self.n_block = 0
+        else:
+            row_nbytes = max(1, array.dtype.itemsize * int(np.prod(array.shape[1:])))
+            wanted = (
+                max(1, _ROWS_AT_ONCE_NBYTES // row_nbytes) if chunks is None or chunks[1:] == array.shape[1:] else 0
+            )
+            self.n_block = chunks[0] if chunks else max(1, min(64, wanted))
+        self.block: Any = None
+        self.number = -1
+
+    def row(self, i: int) -> Any:
+        if not self.n_block:
+            return self.array[i]
+        number, at = divmod(i, self.n_block)
+        if number != self.number:
+            self.block = self.array[number * self.n_block : (number + 1) * self.n_block]
+            self.number = number
+        return self.block[at]
+
+
+def _open_npz(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Members mapped where they are stored, loaded where they are deflated."""
+    arrays: dict[str, Any] = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for member in archive.infolist():
+            name = member.filename.removesuffix(".npy")
+            with archive.open(member) as stream:
+                header = npy.read_header(stream.read(npy.HEADER_NBYTES), member.file_size)
+                if member.compress_type == zipfile.ZIP_STORED:
+                    file.seek(member.header_offset + 26)  # local header: lengths of name and extra field
+                    lengths = file.read(4)
+                    skip = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
+                    arrays[name] = npy.memory_map(path, header, member.header_offset + 30 + skip)
+                else:
+                    with archive.open(member) as whole:
+                        whole.read(header.offset)
+                        values = np.frombuffer(whole.read(header.nbytes), header.dtype)
+                    arrays[name] = values.reshape(header.shape, order="F" if header.fortran else "C")
+    return arrays, []
+
+
+def _open_hdf5(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """All plain datasets reached by hard links alone; a group's name goes in front with "_"."""
+    import h5py
+
+    arrays: dict[str, Any] = {}
+    notices: list[str] = []
+
+    def visit(group: Any, prefix: str) -> None:
+        for name in group:
+            link = group.get(name, getlink=True)
+            if not isinstance(link, h5py.HardLink):
+                notices.append(f"{prefix}{name} is a link and was not followed")
+                continue
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                visit(item, f"{prefix}{name}_")
+            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "biufc" and item.ndim >= 1:
+                if item.is_virtual or item.external:
+                    notices.append(f"{prefix}{name} lies in other files and was left")
+                else:
+                    arrays[f"{prefix}{name}"] = item
+            else:
+                notices.append(f"{prefix}{name} is not an array of numbers and was left")
+
+    visit(h5py.File(path, "r"), "")
+    return arrays, notices
