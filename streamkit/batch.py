@@ -3,17 +3,13 @@
 `View` is what the user asked to see; `BatchMaker` makes it for any rows of a reader. Pure in the rows: the same rows give
 the same batch in every thread and process.
 
-    >>> from streamkit.schema import Field
-    >>> schema = Schema((Field("x", "array", "float32", (4,)), Field("label", "label", "int64", (), class_names=("a", "b"))))
-    >>> View().outputs(schema)
-    ('x', 'label')
+>>> BatchMaker.make.__doc__.splitlines()[0]
+'The batch of these rows: output name -> array with axis 0 the batch.'
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,59 +17,14 @@ import numpy.typing as npt
 from streamkit.buffers import Buffers
 from streamkit.codecs import array as arrays
 from streamkit.codecs import image
-from streamkit.codecs.resize import INTERPOLATIONS, resize
+from streamkit.codecs.resize import crop_to_aspect_ratio, recolor, resize
 from streamkit.errors import UsageError
 from streamkit.manifest import Manifest
 from streamkit.reader import MAX_RANGE_NBYTES, Reader
-from streamkit.schema import Field, Schema
+from streamkit.schema import Field
+from streamkit.view import View
 
 Ints = npt.NDArray[np.int64]
-COLOR_MODES = {"grayscale": 1, "rgb": 3, "rgba": 4}
-LABEL_MODES = ("int", "categorical", "binary", None)
-
-
-class Spec(NamedTuple):
-    """What one output looks like: shape of a sample (None for an axis that varies) and dtype ("string" for text)."""
-
-    shape: tuple[int | None, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class View:
-    """How samples are delivered; arguments of `streamkit.Loader` with the same names."""
-
-    image_size: tuple[int, int] | None = None
-    dtype: str = "float32"
-    color_mode: str = "rgb"
-    label_mode: str | None = "int"
-    interpolation: str = "bilinear"
-    crop_to_aspect_ratio: bool = False
-    fields: str | tuple[str, ...] | None = None
-    pad_to: str | int = "batch"
-
-    def __post_init__(self) -> None:
-        if self.color_mode not in COLOR_MODES:
-            raise UsageError(f"color_mode is {self.color_mode!r}, expected one of {', '.join(COLOR_MODES)}")
-        if self.label_mode not in LABEL_MODES:
-            raise UsageError(f'label_mode is {self.label_mode!r}, expected "int", "categorical", "binary" or None')
-        if self.interpolation not in INTERPOLATIONS:
-            raise UsageError(f"interpolation is {self.interpolation!r}, expected one of {', '.join(INTERPOLATIONS)}")
-        if self.dtype not in ("uint8", "float16", "float32", "float64"):
-            raise UsageError(f"dtype is {self.dtype!r}, expected uint8, float16, float32 or float64")
-        size = self.image_size
-        if size is not None and (len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size)):
-            raise UsageError(f"image_size is {size!r}, expected (height, width)")
-        if self.pad_to != "batch" and not (isinstance(self.pad_to, int) and self.pad_to > 0):
-            raise UsageError(f'pad_to is {self.pad_to!r}, expected "batch" or a number of rows')
-
-    def outputs(self, schema: Schema) -> tuple[str, ...]:
-        """Names of the fields delivered, in order: those asked for, else payloads and then columns."""
-        if self.fields is not None:
-            names = (self.fields,) if isinstance(self.fields, str) else tuple(self.fields)
-            return tuple(name if name == "key" else schema[name].name for name in names)
-        columns = [f.name for f in schema.columns if f.kind != "label" or self.label_mode is not None]
-        return tuple(f.name for f in schema.payloads) + tuple(columns)
 
 
 class BatchMaker:
@@ -90,51 +41,13 @@ class BatchMaker:
         self.reader, self.view, self.batched, self.buffers = reader, view, batched, buffers
         schema = reader.manifest.schema
         self.names = view.outputs(schema)
+        self.specs = view.specs(schema, batched, reader.manifest.statistics.get("image", {}))
         self.fields = {name: schema[name] for name in self.names if name != "key"}
         self.max_pixels = _max_pixels(reader.manifest)
-        self.specs = self._specs()
-
-    def _specs(self) -> dict[str, Spec]:
-        out: dict[str, Spec] = {}
-        for name in self.names:
-            if name == "key":
-                out[name] = Spec((), "string")
-                continue
-            field = self.fields[name]
-            if field.is_image:
-                dtype = self.view.dtype if field.kind == "image" else field.dtype
-                out[name] = Spec((*self._size(field), self._n_channels(field)), dtype)
-            elif field.kind == "label":
-                out[name] = _label_spec(field, self.view.label_mode)
-            elif field.is_payload:
-                shape = list(field.shape)
-                if isinstance(self.view.pad_to, int) and shape and shape[0] is None and self.batched:
-                    shape[0] = self.view.pad_to
-                out[name] = Spec(tuple(shape), field.dtype)
-                if not field.fixed and self.batched and self.view.fields is None:
-                    n = field.n_varying
-                    out[f"{name}_length"] = Spec((), "int32") if n == 1 else Spec((n,), "int32")
-            else:
-                out[name] = Spec((), field.dtype)
-        return out
-
-    def _size(self, field: Field) -> tuple[int | None, int | None]:
-        size = self.view.image_size or field.shape[:2]
-        if self.batched and None in size:
-            stats = self.reader.manifest.statistics.get("image", {})
-            sizes = "x".join("-".join(map(str, stats[s])) for s in ("height", "width") if s in stats)
-            raise UsageError(
-                f"images differ in size ({sizes or 'see the index'}, height x width), so they do not stack",
-                hint="Pass image_size=(height, width), or batch_size=None for single samples.",
-            )
-        return size[0], size[1]
-
-    def _n_channels(self, field: Field) -> int:
-        return 1 if field.kind == "mask" else COLOR_MODES[self.view.color_mode]
 
     def structure(self, batch: dict[str, Any]) -> Any:
         """The batch as the user gets it: an array, a tuple or a dict."""
-        return structure(batch, self.view, self.reader.manifest.schema)
+        return self.view.structure(batch, self.reader.manifest.schema)
 
     def make(self, rows: Ints) -> dict[str, npt.NDArray[Any]]:
         """The batch of these rows: output name -> array with axis 0 the batch.
@@ -215,10 +128,8 @@ class BatchMaker:
             if len(rows) and (lengths.min() != nbytes or lengths.max() != nbytes):
                 bad = int(np.argmax(lengths != nbytes))
                 raise self.reader.damaged(int(rows[bad]), f"{lengths[bad]} bytes, expected {nbytes}")
-            memory = memoryview(out.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-            views = [memory[start : start + nbytes] for start in range(0, len(rows) * nbytes, nbytes)] if nbytes else []
-            if nbytes:
-                self.reader.read(field.name, rows, views)
+            memory = out.reshape(-1).view(np.uint8)
+            self.reader.read(field.name, rows, memory, np.arange(len(rows), dtype=np.int64) * nbytes)
         else:
             for i, values in enumerate(self._decoded(field, rows)):
                 out[i] = values
@@ -265,17 +176,17 @@ class BatchMaker:
         """The stored bytes of each row, read into one buffer."""
         lengths = self.reader.lengths(field.name, rows)
         ends = np.cumsum(lengths)
-        memory = memoryview(np.empty(int(ends[-1]) if len(ends) else 0, np.uint8))  # type: ignore[arg-type]
-        starts = (ends - lengths).tolist()
-        views = [memory[a:b] for a, b in zip(starts, ends.tolist(), strict=True)]
-        self.reader.read(field.name, rows, views)
-        return views
+        starts = ends - lengths
+        memory = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        self.reader.read(field.name, rows, memory, starts)
+        view = memoryview(memory)  # type: ignore[arg-type]
+        return [view[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
 
     # Pictures
 
     def _images(self, field: Field, rows: Ints) -> npt.NDArray[Any]:
-        height, width = self._size(field)
-        shape = (len(rows), int(height or 0), int(width or 0), self._n_channels(field))
+        height, width = self.view.size(field)
+        shape = (len(rows), int(height or 0), int(width or 0), self.view.n_channels(field))
         out = self.buffers.empty(shape, np.uint8)
         if not field.is_encoded_image and field.fixed and field.shape == shape[1:]:
             self._raw_into(field, rows, out)
@@ -300,7 +211,7 @@ class BatchMaker:
 
     def _pixels(self, field: Field, rows: Ints, out: npt.NDArray[np.uint8] | None) -> Any:
         """Yield each row's picture in the channels wanted, at its own size or scaled down; `out[i]` where it fitted."""
-        n_channels = self._n_channels(field)
+        n_channels = self.view.n_channels(field)
         if not field.is_encoded_image:
             if field.chunk_rows is not None or (field.fixed and field.encoding == "raw"):
                 stored: Any = np.empty((len(rows), *(int(d or 0) for d in field.shape)), np.uint8)
@@ -344,60 +255,6 @@ def _at(values: npt.NDArray[Any] | None, row: Any) -> int | None:
     return None if values is None else int(values[row])
 
 
-def structure(batch: dict[str, Any], view: View, schema: Schema) -> Any:
-    """One field -> bare; image or other single payload with its label -> (x, label); else the dict. `fields` decides first."""
-    if isinstance(view.fields, str):
-        return batch[view.fields]
-    if view.fields is not None:
-        return tuple(batch[name] for name in view.fields)
-    names = list(batch)
-    if len(names) == 1:
-        return batch[names[0]]
-    if len(names) == 2 and schema.label is not None and names[1] == schema.label.name:
-        return batch[names[0]], batch[names[1]]
-    return batch
-
-
-def recolor(pixels: npt.NDArray[np.uint8], n_channels: int) -> npt.NDArray[np.uint8]:
-    """uint8 (height, width, 1, 3 or 4) pixels in another number of channels; gray is ITU-R 601 luma, as in JPEG."""
-    have = pixels.shape[2]
-    if have == n_channels:
-        return pixels
-    import cv2
-
-    codes = {
-        (1, 3): cv2.COLOR_GRAY2RGB,
-        (1, 4): cv2.COLOR_GRAY2RGBA,
-        (3, 1): cv2.COLOR_RGB2GRAY,
-        (3, 4): cv2.COLOR_RGB2RGBA,
-        (4, 1): cv2.COLOR_RGBA2GRAY,
-        (4, 3): cv2.COLOR_RGBA2RGB,
-    }
-    out = cv2.cvtColor(np.ascontiguousarray(pixels), codes[have, n_channels])
-    return np.asarray(out, np.uint8).reshape(*pixels.shape[:2], n_channels)
-
-
-def crop_to_aspect_ratio(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
-    """The largest centred part of (h, w, c) pixels with the ratio height : width, as Keras' crop_to_aspect_ratio."""
-    h, w = pixels.shape[:2]
-    crop_h, crop_w = min(h, w * height // width), min(w, h * width // height)
-    top, left = (h - crop_h) // 2, (w - crop_w) // 2
-    return np.ascontiguousarray(pixels[top : top + crop_h, left : left + crop_w])
-
-
-def _label_spec(field: Field, mode: str | None) -> Spec:
-    if mode in (None, "int"):
-        return Spec((), "int32")
-    n = len(field.class_names or ())
-    if mode == "binary":
-        if n != 2:
-            raise UsageError(f'label_mode="binary" needs 2 classes, there are {n}', hint='Use "int" or "categorical".')
-        return Spec((1,), "float32")
-    if not n:
-        raise UsageError('label_mode="categorical" needs class names, and this label has none', hint='Use "int".')
-    return Spec((n,), "float32")
-
-
 def _max_pixels(manifest: Manifest) -> int:
     """Pixels of the largest picture there can be, which sizes the decode buffers."""
     sides = manifest.statistics.get("image", {})
@@ -405,12 +262,3 @@ def _max_pixels(manifest: Manifest) -> int:
         return min(image.MAX_PIXELS, int(sides["width"][1]) * int(sides["height"][1]))
     except (KeyError, TypeError, IndexError, ValueError):
         return image.MAX_PIXELS
-
-
-def needed_extras(view: View, schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
-    """Index columns that decoding the named fields needs besides their ranges."""
-    for name in names:
-        field = schema[name] if name != "key" else None
-        if field is not None and field.kind == "image" and field.is_encoded_image:
-            return ("orientation", "channels") if field.shape[2] in (None, 4) else ("orientation",)
-    return ()

@@ -30,6 +30,7 @@ from streamkit.errors import DamagedError, UsageError
 
 # In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
 _NARROW = {"length": np.int32, "crc32c": np.uint32, "chunk": np.int32, "row": np.int32}
+_PLACES = ("offset", *_NARROW)
 _DELTA = pa.types.is_integer  # ascending offsets and small integers shrink well this way
 
 
@@ -98,6 +99,8 @@ class Index:
         for batch in file.iter_batches(batch_size=1 << 18, columns=list(names), use_threads=False):
             for name in names:
                 values = _numpy(batch.column(name))
+                if name.rpartition(".")[2] in _PLACES and "." in name and values.dtype.kind not in "iu":
+                    raise DamagedError(f"column {name!r} does not hold whole numbers", path=self.path, hint=_VERIFY)
                 if name not in out:
                     out[name] = np.empty((self.n_rows, *values.shape[1:]), _dtype(name, values, file))
                 out[name][at : at + len(values)] = values

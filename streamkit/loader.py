@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.batch import BatchMaker, Spec, View, needed_extras, structure
+from streamkit.batch import BatchMaker
 from streamkit.buffers import Buffers
 from streamkit.choose import choose, fingerprint, parse_split
 from streamkit.errors import UsageError
@@ -33,6 +33,7 @@ from streamkit.order import Batches, Cursor, Order
 from streamkit.reader import Reader
 from streamkit.schema import Schema
 from streamkit.units import size
+from streamkit.view import Spec, View, needed_extras
 
 _SINGLES = 64  # samples made together when they are delivered one by one
 _PREFETCH = 2  # batches made ahead beyond those under way
@@ -124,6 +125,7 @@ class Loader:
             [self.schema[n] for n in names if n != "key"],
             needed_extras(self.view, self.schema, names),
             chunk_budget_nbytes=self.memory_budget // 4,
+            map_limit_nbytes=None if memory_budget is None else self.memory_budget,
         )
         self._chosen = choose(self._reader.index, part, where, rows)
         n = self._chosen[1] - self._chosen[0] if isinstance(self._chosen, tuple) else len(self._chosen)
@@ -195,7 +197,7 @@ class Loader:
 
     def structure(self, values: Mapping[str, Any]) -> Any:
         """Arrange one value an output as batches are arranged: bare, tuple or dict."""
-        return structure(dict(values), self.view, self.schema)
+        return self.view.structure(dict(values), self.schema)
 
     def __len__(self) -> int:
         """Batches in a whole epoch (samples, with batch_size=None)."""

@@ -47,9 +47,10 @@ def permute(positions: npt.ArrayLike, n: int, key: tuple[int, ...]) -> Ints:
 
     Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (2002), cycle walking.
     """
-    x = np.array(positions, dtype=np.uint64)
+    shape = np.shape(positions)
+    x = np.array(positions, dtype=np.uint64).reshape(-1)
     if n <= 1:
-        return x.astype(np.int64)
+        return x.astype(np.int64).reshape(shape)
     bits = max((n - 1).bit_length(), _MIN_BITS)
     low_bits = bits // 2
     keys = _round_keys(key)
@@ -58,7 +59,7 @@ def permute(positions: npt.ArrayLike, n: int, key: tuple[int, ...]) -> Ints:
     while outside.size:  # fewer than half are outside each time, so this ends after about log2(size) turns
         y[outside] = _feistel(y[outside], bits, low_bits, keys)
         outside = outside[y[outside] >= n]
-    return y.astype(np.int64)
+    return y.astype(np.int64).reshape(shape)
 
 
 def _feistel(x: npt.NDArray[np.uint64], bits: int, low_bits: int, keys: npt.NDArray[np.uint64]) -> Any:
@@ -152,7 +153,9 @@ class Order:
 
 @lru_cache(maxsize=16)
 def _cached_block(order: Order, epoch: int, number: int) -> Ints:
-    return order._compute(epoch, number)
+    block = order._compute(epoch, number)
+    block.setflags(write=False)  # callers get views of it
+    return block
 
 
 @lru_cache(maxsize=4)

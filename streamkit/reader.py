@@ -18,12 +18,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamkit import native
 from streamkit.codecs.array import BadArray, decode_chunk
 from streamkit.errors import DamagedError, RefusedError
 from streamkit.index import Index
 from streamkit.manifest import Manifest, Split
+from streamkit.native import BadRange
 from streamkit.schema import Field
-from streamkit.storage import BadRange, Files
+from streamkit.storage import Files, Maps, available_memory
 
 MAX_RANGE_NBYTES = 1 << 30
 Ints = npt.NDArray[np.int64]
@@ -33,19 +35,17 @@ Ints = npt.NDArray[np.int64]
 class ReadPlan:
     """What to read for some rows: per shard, the slots (places in the batch) in the order of their offsets."""
 
-    shards: tuple[tuple[int, tuple[int, ...]], ...]
+    shards: tuple[tuple[int, Ints], ...]
 
     @classmethod
     def of(cls, rows: Ints, shard_starts: Ints, offsets: Ints) -> ReadPlan:
         """Plan `rows` whose ranges begin at `offsets` [B]; `shard_starts`: first row of each shard, and the end."""
         if len(shard_starts) <= 2:
-            return cls(((0, tuple(np.argsort(offsets).tolist())),)) if len(rows) else cls(())
+            return cls(((0, np.argsort(offsets)),) if len(rows) else ())
         shard = np.searchsorted(shard_starts, rows, side="right") - 1
         slots = np.lexsort((offsets, shard))
-        numbers = shard[slots]
-        cuts = np.flatnonzero(np.diff(numbers)) + 1
-        parts = np.split(slots, cuts) if len(slots) else []
-        return cls(tuple((int(shard[part[0]]), tuple(part.tolist())) for part in parts))
+        cuts = np.flatnonzero(np.diff(shard[slots])) + 1
+        return cls(tuple((int(shard[part[0]]), part) for part in np.split(slots, cuts)) if len(slots) else ())
 
 
 class Reader:
@@ -58,6 +58,7 @@ class Reader:
         fields: payload and column fields that will be asked for; only their index columns are loaded.
         extras: further index columns (width, height, orientation, ...), those there are.
         chunk_budget_nbytes: decoded chunks kept [B], for chunked fields.
+        map_limit_nbytes: shards are mapped if all of the split's are smaller [B]; None: than half the memory available.
 
     Raises:
         DamagedError: index or shard missing, cut, or not what the manifest says.
@@ -71,6 +72,7 @@ class Reader:
         fields: Sequence[Field],
         extras: Sequence[str] = (),
         chunk_budget_nbytes: int = 256 << 20,
+        map_limit_nbytes: int | None = None,
     ) -> None:
         self.root, self.manifest, self.split = root, manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
@@ -79,6 +81,8 @@ class Reader:
         self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
         self._load()
         self._check_sizes()
+        self._maps = self._map(map_limit_nbytes)
+        self._map_limit_nbytes = map_limit_nbytes
         self._chunks = _ChunkCache(self, chunk_budget_nbytes)
         self._chunk_budget_nbytes = chunk_budget_nbytes
 
@@ -115,6 +119,7 @@ class Reader:
         ends = np.array([s.nbytes for s in self.split.shards], np.int64)
         for field in self.fields:
             if not field.is_payload:
+                self._check_column(field)
                 continue
             if field.chunk_rows is None:
                 offsets, lengths = self.columns[f"{field.name}.offset"], self.columns[f"{field.name}.length"]
@@ -136,30 +141,62 @@ class Reader:
                     f"a range of {lengths.max()} bytes; the limit is {MAX_RANGE_NBYTES}", path=self.index.path
                 )
 
+    def _check_column(self, field: Field) -> None:
+        """A column must hold what the schema says, and a label a class that there is."""
+        values = self.columns[field.name]
+        if field.dtype != "string" and values.dtype.kind != np.dtype(field.dtype).kind:
+            raise DamagedError(f"column {field.name!r} is {values.dtype}, not {field.dtype}", path=self.index.path)
+        if field.class_names is not None and len(values):
+            low, high = values.min(), values.max()
+            if low < 0 or high >= len(field.class_names):
+                raise DamagedError(
+                    f"labels go from {low} to {high}, there are {len(field.class_names)} classes", path=self.index.path
+                )
+
+    def _map(self, limit_nbytes: int | None) -> Maps | None:
+        """Shards that fit in the page cache are mapped; larger splits would thrash there, so they are read by position."""
+        limit = available_memory() // 2 if limit_nbytes is None else limit_nbytes
+        if not native.available() or self.split.nbytes > limit:
+            return None
+        try:
+            return Maps(self.files, [shard.file for shard in self.split.shards])
+        except OSError:
+            return None  # no address space left (ulimit -v): positional reads need none
+
     def lengths(self, name: str, rows: Ints) -> Ints:
         """Stored bytes of a payload field's rows [B]."""
         return np.asarray(self.columns[f"{name}.length"][rows], np.int64)
 
-    def read(self, name: str, rows: Ints, views: Sequence[memoryview]) -> None:
-        """Read an addressed payload field: `views[i]` is filled with the stored bytes of `rows[i]`.
+    def read(self, name: str, rows: Ints, memory: npt.NDArray[np.uint8], places: Ints) -> None:
+        """Read the stored bytes of an addressed payload field.
+
+        Args:
+            name: the field.
+            rows: rows of the index, int64 (n,).
+            memory: where the bytes go, uint8, contiguous.
+            places: where each row's bytes begin in `memory` [B], int64 (n,).
 
         Raises:
             DamagedError: bytes that are not what the index says; names shard, record and key.
         """
-        offsets = self.columns[f"{name}.offset"][rows]
-        crcs = self.columns[f"{name}.crc32c"][rows].tolist()
-        plan = ReadPlan.of(rows, self.shard_starts, offsets)
-        starts = offsets.tolist()
-        for shard, slots in plan.shards:
-            try:
-                self.files.read(
-                    self.split.shards[shard].file,
-                    [starts[i] for i in slots],
-                    [views[i] for i in slots],
-                    [crcs[i] for i in slots],
-                )
-            except BadRange as bad:
-                raise self.damaged(int(rows[slots[bad.i]]), bad.reason) from None
+        offsets, crcs = self.columns[f"{name}.offset"][rows], self.columns[f"{name}.crc32c"][rows]
+        lengths = self.lengths(name, rows)
+        try:
+            if self._maps is not None:
+                self._maps.read(self._shard_of(rows), offsets, lengths, memory, places, crcs)
+                return
+            for shard, slots in ReadPlan.of(rows, self.shard_starts, offsets).shards:
+                part = slots  # numbers of BadRange count within the shard
+                file = self.split.shards[shard].file
+                self.files.read(file, offsets[slots], lengths[slots], memory, places[slots], crcs[slots])
+        except BadRange as bad:
+            i = bad.i if self._maps is not None else int(part[bad.i])
+            raise self.damaged(int(rows[i]), bad.reason) from None
+
+    def _shard_of(self, rows: Ints) -> Ints:
+        if len(self.split.shards) == 1:
+            return np.zeros(len(rows), np.int64)
+        return np.searchsorted(self.shard_starts, rows, side="right") - 1
 
     def damaged(self, row: int, reason: str) -> DamagedError:
         """The error for one row's bytes."""
@@ -196,6 +233,7 @@ class Reader:
             "fields": self.fields,
             "extras": self.extras,
             "chunk_budget_nbytes": self._chunk_budget_nbytes,
+            "map_limit_nbytes": self._map_limit_nbytes,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -247,14 +285,18 @@ class _ChunkCache:
 
     def _decode(self, field: Field, chunk: int, row: int) -> npt.NDArray[Any]:
         table = self.reader.chunk_table
-        data = memoryview(bytearray(int(table["length"][chunk])))
+        length = int(table["length"][chunk])
+        data = np.empty(length, np.uint8)
+        one = slice(chunk, chunk + 1)
         file = self.reader.split.shards[int(table["shard"][chunk])].file
         try:
-            self.reader.files.read(file, [int(table["offset"][chunk])], [data], [int(table["crc32c"][chunk])])
+            self.reader.files.read(
+                file, table["offset"][one], np.array([length]), data, np.zeros(1, np.int64), table["crc32c"][one]
+            )
             filters = tuple(field.encoding.partition(":")[0].split("+"))
             nbytes = field.sample_nbytes * int(field.chunk_rows or 1)
             dtype = np.dtype(field.dtype)
-            flat = decode_chunk(data, filters, dtype.itemsize, nbytes)
+            flat = decode_chunk(data.data, filters, dtype.itemsize, nbytes)
         except BadRange as bad:
             raise self.reader.damaged(row, bad.reason) from None
         except BadArray as error:

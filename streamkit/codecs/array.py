@@ -119,6 +119,12 @@ def _fletcher32(data: Any, itemsize: int, nbytes: int) -> Any:
     return memoryview(data)[:-4]  # the index's crc32c has already vouched for every byte
 
 
+def _lzf(data: Any, itemsize: int, nbytes: int) -> Any:
+    if len(data) == nbytes:
+        return data  # it did not shrink, and libhdf5 then leaves out a filter that is optional, as h5py's lzf is
+    return _codec("lzf_decode")(data, itemsize, nbytes)
+
+
 def _codec(name: str) -> Callable[[Any, int, int], Any]:
     def decode(data: Any, itemsize: int, nbytes: int) -> Any:
         import imagecodecs
@@ -133,7 +139,7 @@ FILTERS: dict[str, Callable[[Any, int, int], Any]] = {
     "shuffle": _shuffle,
     "gzip": _gzip,
     "fletcher32": _fletcher32,
-    "lzf": _codec("lzf_decode"),
+    "lzf": _lzf,
     "zstd": _codec("zstd_decode"),
     "lz4": _codec("lz4h5_decode"),
     "blosc2": _codec("blosc2_decode"),

@@ -1,4 +1,7 @@
-"""Resizing of uint8 pictures, by OpenCV where it is exact enough and by Pillow where a filter must antialias.
+"""Resizing, recolouring and cropping of uint8 pictures.
+
+OpenCV resizes where it is exact enough, Pillow where a filter must antialias:
+
 
 bilinear (default), nearest, bicubic, area    OpenCV; half-pixel centres, as tf.image.resize without antialiasing
 antialias                                     Pillow's bilinear with the support scaled: the exact triangle filter
@@ -61,3 +64,28 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear
     picture = PIL.Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     out[:] = np.asarray(picture.resize((width, height), filters[interpolation])).reshape(out.shape)
     return out
+
+
+def recolor(pixels: Pixels, n_channels: int) -> Pixels:
+    """uint8 (height, width, 1, 3 or 4) pixels in another number of channels; gray is ITU-R 601 luma, as in JPEG."""
+    have = pixels.shape[2]
+    if have == n_channels:
+        return pixels
+    codes = {
+        (1, 3): cv2.COLOR_GRAY2RGB,
+        (1, 4): cv2.COLOR_GRAY2RGBA,
+        (3, 1): cv2.COLOR_RGB2GRAY,
+        (3, 4): cv2.COLOR_RGB2RGBA,
+        (4, 1): cv2.COLOR_RGBA2GRAY,
+        (4, 3): cv2.COLOR_RGBA2RGB,
+    }
+    out = cv2.cvtColor(np.ascontiguousarray(pixels), codes[have, n_channels])
+    return np.asarray(out, np.uint8).reshape(*pixels.shape[:2], n_channels)
+
+
+def crop_to_aspect_ratio(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
+    """The largest centred part of (h, w, c) pixels with the ratio height : width, as Keras' crop_to_aspect_ratio."""
+    h, w = pixels.shape[:2]
+    crop_h, crop_w = min(h, w * height // width), min(w, h * width // height)
+    top, left = (h - crop_h) // 2, (w - crop_w) // 2
+    return np.ascontiguousarray(pixels[top : top + crop_h, left : left + crop_w])

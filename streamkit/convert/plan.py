@@ -25,6 +25,9 @@ from streamkit.errors import UsageError
 from streamkit.sources.listing import Ints, Listing
 
 
+MAX_SHARD_SAMPLES = 32_768  # a record under way costs about 2 KB of memory besides its bytes
+
+
 @dataclass(frozen=True)
 class ShardPlan:
     """One shard to be written: its split, file name, and rows of the listing in record order."""
@@ -104,9 +107,10 @@ def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Seq
 
 
 def cut(rows: Ints, sizes: Ints, shard_nbytes: int) -> list[Ints]:
-    """Cut rows into the fewest shards of about equal bytes that stay near `shard_nbytes`; none is empty."""
+    """Cut rows into the fewest shards of about equal bytes that stay near `shard_nbytes` and MAX_SHARD_SAMPLES; none empty."""
     ends = np.cumsum(sizes)
-    n_shards = min(max(1, -(-int(ends[-1]) // shard_nbytes)), len(rows))
+    wanted = max(-(-int(ends[-1]) // shard_nbytes), -(-len(rows) // MAX_SHARD_SAMPLES), 1)
+    n_shards = min(wanted, len(rows))
     middle = ends - sizes / 2
     number = np.minimum((middle * n_shards // max(1, int(ends[-1]))).astype(np.int64), n_shards - 1)
     return [part for part in np.split(rows, np.flatnonzero(np.diff(number)) + 1) if part.size]

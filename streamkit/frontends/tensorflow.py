@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from streamkit.batch import Spec
+from streamkit.view import Spec
 
 if TYPE_CHECKING:
     from streamkit.frontends import Loader

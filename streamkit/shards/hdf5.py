@@ -133,7 +133,12 @@ def _write_chunked(file: Any, field: Field, payloads: Sequence[Any]) -> None:
     dtype = np.dtype(field.dtype).newbyteorder("<")
     rows = int(field.chunk_rows or 1)
     dataset = file.create_dataset(
-        field.name, (len(payloads), *shape), dtype, chunks=(rows, *shape), **_filter_options(field.encoding)
+        field.name,
+        (len(payloads), *shape),
+        dtype,
+        maxshape=(max(len(payloads), rows), *shape),  # a chunk may be larger than a small shard only in what can grow
+        chunks=(rows, *shape),
+        **_filter_options(field.encoding),
     )
     for start in range(0, len(payloads), rows):
         block = b"".join(payloads[start : start + rows])

@@ -1,0 +1,148 @@
+"""The few lines in C, and the same in Python where they were not built: bring ranges into memory, check each crc32c.
+
+Measured, 16 KiB rows in random order from the page cache: a Python loop of preadv and crc32c 5.0 us a row, one C call of
+the same 4.2, a C copy out of a mapped file 2.9, a bare NumPy gather from memory 2.4. Half of a pread is the system call.
+
+    >>> memory = np.zeros(4, np.uint8)
+    >>> with open(__file__, "rb") as file:
+    ...     read(file.fileno(), np.array([3]), np.array([3]), memory, np.array([1]), None)
+    >>> bytes(memory)
+    b'\\x00The'
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from crc32c import crc32c
+
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+class BadRange(Exception):
+    """A range whose bytes are not what the index says: number `i` of those asked for. The reader names its record."""
+
+    def __init__(self, i: int, reason: str) -> None:
+        super().__init__(reason)
+        self.i, self.reason = i, reason
+
+
+def _load() -> Any:
+    """The compiled library, or None where it was not built or the processor lacks the crc32c instruction."""
+    if os.environ.get("STREAMKIT_NATIVE") == "0":
+        return None
+    for path in sorted(Path(__file__).parent.glob("_ranges*.so")):
+        library = ctypes.CDLL(str(path))
+        if library.streamkit_supported():
+            pointer, number = ctypes.c_void_p, ctypes.c_int64
+            library.streamkit_read.restype = library.streamkit_copy.restype = number
+            library.streamkit_read.argtypes = [ctypes.c_int, number] + [pointer] * 7
+            library.streamkit_copy.argtypes = [number] + [pointer] * 7
+            return library
+    return None
+
+
+_library = _load()
+
+
+def available() -> bool:
+    """True where the C code is in use; without it nothing changes but the speed."""
+    return _library is not None
+
+
+def guard() -> None:
+    """Make `copy` raise BadRange where a mapped file was cut. Called once for each file mapped."""
+    _library.streamkit_guard()
+
+
+def read(
+    fd: int, offsets: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.NDArray[np.uint32] | None
+) -> None:
+    """Read ranges of an open file.
+
+    Args:
+        fd: descriptor.
+        offsets, lengths: of the ranges in the file [B], int64 (n,); ranges that touch are read in one call.
+        memory: where the bytes go, uint8, contiguous.
+        places: where each range begins in `memory` [B], int64 (n,).
+        crcs: expected crc32c of each range, uint32 (n,); None to skip.
+
+    Raises:
+        BadRange: cut short, or another crc32c.
+        OSError: the system refused.
+    """
+    _check(lengths, memory, places)
+    if _library is None:
+        _read(fd, offsets.tolist(), lengths.tolist(), memory, places.tolist(), None if crcs is None else crcs.tolist())
+        return
+    offsets, lengths, places, crcs = _plain(offsets), _plain(lengths), _plain(places), _crcs(crcs)
+    reason, found = np.zeros(1, np.int32), np.zeros(1, np.uint32)
+    n = len(offsets)
+    done = _library.streamkit_read(
+        fd, n, _at(offsets), _at(lengths), _at(memory), _at(places), _at(crcs), _at(reason), _at(found)
+    )
+    if done < n:
+        _fail(done, int(reason[0]), int(found[0]), crcs)
+
+
+def copy(sources: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.NDArray[np.uint32] | None) -> None:
+    """As `read`, from mapped files: `sources` are addresses in memory. Only where `available()`."""
+    _check(lengths, memory, places)
+    sources, lengths, places, crcs = _plain(sources), _plain(lengths), _plain(places), _crcs(crcs)
+    reason, found = np.zeros(1, np.int32), np.zeros(1, np.uint32)
+    n = len(sources)
+    done = _library.streamkit_copy(
+        n, _at(sources), _at(lengths), _at(memory), _at(places), _at(crcs), _at(reason), _at(found)
+    )
+    if done < n:
+        _fail(done, int(reason[0]), int(found[0]), crcs)
+
+
+def _check(lengths: Ints, memory: Bytes, places: Ints) -> None:
+    """Nothing may be written outside `memory`, whatever the index says."""
+    if len(places) and (places.min() < 0 or lengths.min() < 0 or int((places + lengths).max()) > memory.nbytes):
+        raise ValueError("a range would leave the memory it is read into")
+
+
+def _plain(values: Ints) -> Ints:
+    return np.ascontiguousarray(values, np.int64)
+
+
+def _crcs(crcs: npt.NDArray[np.uint32] | None) -> npt.NDArray[np.uint32] | None:
+    return None if crcs is None else np.ascontiguousarray(crcs, np.uint32)
+
+
+def _at(array: npt.NDArray[Any] | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _fail(i: int, reason: int, found: int, crcs: npt.NDArray[np.uint32] | None) -> None:
+    if reason == 0 and crcs is not None:
+        raise BadRange(i, f"crc32c is {found:08x}, the index says {int(crcs[i]):08x}")
+    if reason == -1:
+        raise BadRange(i, "the file ends inside this range")
+    if reason == -2:
+        raise BadRange(i, "the file was cut while it was read, or its disk failed")
+    raise OSError(reason, os.strerror(reason))
+
+
+def _read(
+    fd: int, offsets: list[int], lengths: list[int], memory: Bytes, places: list[int], crcs: list[int] | None
+) -> None:
+    view = memoryview(memory)  # type: ignore[arg-type]
+    for i, (offset, length, place) in enumerate(zip(offsets, lengths, places, strict=True)):
+        part = view[place : place + length]
+        done = 0
+        while done < length:
+            got = os.preadv(fd, [part[done:]], offset + done)
+            if got == 0:
+                _fail(i, -1, 0, None)
+            done += got
+        if crcs is not None and (found := crc32c(part)) != crcs[i]:
+            raise BadRange(i, f"crc32c is {found:08x}, the index says {crcs[i]:08x}")

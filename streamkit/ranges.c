@@ -1,0 +1,220 @@
+/* Bring many ranges of files into memory and check their crc32c: one call a batch, outside Python's lock.
+ *
+ * native.py loads this with ctypes where it was built (a C compiler is enough, no Python headers are used), and does the
+ * same range by range in Python where it was not; tests/test_native.py holds both to each other.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#if defined(__x86_64__)
+#include <nmmintrin.h>
+#define CRC_TARGET __attribute__((target("sse4.2")))
+#define CRC8(crc, byte) _mm_crc32_u8((uint32_t)(crc), (byte))
+#define CRC64(crc, word) _mm_crc32_u64((crc), (word))
+#else
+#define CRC_TARGET
+#define CRC8(crc, byte) (crc)
+#define CRC64(crc, word) (crc)
+#endif
+
+#define POLYNOMIAL 0x82f63b78u /* Castagnoli, bit-reversed. Source: RFC 3720, appendix B.4 */
+#define LONG_BLOCK 2048
+#define SHORT_BLOCK 256
+#define MAX_IOV 512
+
+/* The instruction takes three cycles but starts one a cycle, so three neighbouring blocks are summed at once; a block's
+ * sum is moved past the blocks after it by the linear map "append that many zero bytes", kept as four byte tables. */
+static uint32_t zeros_long[4][256], zeros_short[4][256];
+
+static uint32_t times(const uint32_t *matrix, uint32_t vector) {
+    uint32_t sum = 0;
+    for (; vector; vector >>= 1, matrix++)
+        if (vector & 1)
+            sum ^= *matrix;
+    return sum;
+}
+
+static void square(uint32_t *out, const uint32_t *matrix) {
+    for (int i = 0; i < 32; i++)
+        out[i] = times(matrix, matrix[i]);
+}
+
+static void make_zeros(uint32_t table[4][256], size_t nbytes) {
+    uint32_t a[32], b[32];
+    a[0] = POLYNOMIAL; /* the map for one zero bit; squared three times, for one zero byte */
+    for (int i = 1; i < 32; i++)
+        a[i] = 1u << (i - 1);
+    square(b, a);
+    square(a, b);
+    square(b, a);
+    memcpy(a, b, sizeof a);
+    for (; nbytes > 1; nbytes >>= 1) { /* block sizes are powers of two */
+        square(b, a);
+        memcpy(a, b, sizeof a);
+    }
+    for (uint32_t byte = 0; byte < 256; byte++)
+        for (int k = 0; k < 4; k++)
+            table[k][byte] = times(a, byte << (8 * k));
+}
+
+__attribute__((constructor)) static void start(void) {
+    make_zeros(zeros_long, LONG_BLOCK);
+    make_zeros(zeros_short, SHORT_BLOCK);
+}
+
+static inline uint64_t past_zeros(uint32_t table[4][256], uint64_t crc) {
+    return table[0][crc & 255] ^ table[1][crc >> 8 & 255] ^ table[2][crc >> 16 & 255] ^ table[3][crc >> 24 & 255];
+}
+
+CRC_TARGET static uint64_t three_blocks(uint64_t crc, const unsigned char *at, size_t block, uint32_t table[4][256]) {
+    uint64_t second = 0, third = 0, word;
+    for (size_t i = 0; i < block; i += 8) {
+        memcpy(&word, at + i, 8);
+        crc = CRC64(crc, word);
+        memcpy(&word, at + block + i, 8);
+        second = CRC64(second, word);
+        memcpy(&word, at + 2 * block + i, 8);
+        third = CRC64(third, word);
+    }
+    return past_zeros(table, past_zeros(table, crc) ^ second) ^ third;
+}
+
+CRC_TARGET static uint32_t crc32c(const unsigned char *at, size_t n) {
+    uint64_t crc = 0xffffffffu, word;
+    for (; n >= 3 * LONG_BLOCK; n -= 3 * LONG_BLOCK, at += 3 * LONG_BLOCK)
+        crc = three_blocks(crc, at, LONG_BLOCK, zeros_long);
+    for (; n >= 3 * SHORT_BLOCK; n -= 3 * SHORT_BLOCK, at += 3 * SHORT_BLOCK)
+        crc = three_blocks(crc, at, SHORT_BLOCK, zeros_short);
+    for (; n >= 8; n -= 8, at += 8) {
+        memcpy(&word, at, 8);
+        crc = CRC64(crc, word);
+    }
+    for (; n; n--)
+        crc = CRC8(crc, *at++);
+    return (uint32_t)crc ^ 0xffffffffu;
+}
+
+/* 1 where this processor has the crc32c instruction. */
+int streamkit_supported(void) {
+#if defined(__x86_64__)
+    return __builtin_cpu_supports("sse4.2");
+#else
+    return 0;
+#endif
+}
+
+enum { WRONG_CRC = 0, FILE_ENDS = -1, BUS_ERROR = -2 }; /* *reason; positive ones are errnos */
+
+static int read_whole(int fd, char *into, int64_t length, int64_t offset) {
+    while (length > 0) {
+        ssize_t got = pread(fd, into, (size_t)length, offset);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return errno;
+        if (got == 0)
+            return FILE_ENDS;
+        into += got, length -= got, offset += got;
+    }
+    return 0;
+}
+
+/* Fill memory + places[i] with lengths[i] bytes from offsets[i] on, for all i < n; ranges that touch in the file are read
+ * in one call. With crcs, each range's crc32c is compared while the bytes are still in the cache.
+ *
+ * Returns n, or the number of the first range that failed, and why in *reason; a wrong crc32c is in *found. */
+int64_t streamkit_read(int fd, int64_t n, const int64_t *offsets, const int64_t *lengths, char *memory,
+                       const int64_t *places, const uint32_t *crcs, int32_t *reason, uint32_t *found) {
+    struct iovec parts[MAX_IOV];
+    int64_t i = 0;
+    while (i < n) {
+        int64_t j = i, end = offsets[i];
+        for (; j < n && j - i < MAX_IOV && offsets[j] == end; j++) {
+            parts[j - i].iov_base = memory + places[j];
+            parts[j - i].iov_len = (size_t)lengths[j];
+            end += lengths[j];
+        }
+        ssize_t got = j == i + 1 ? pread(fd, parts[0].iov_base, parts[0].iov_len, offsets[i])
+                                 : preadv(fd, parts, (int)(j - i), offsets[i]);
+        if (got != end - offsets[i]) { /* a signal, a limit of the kernel, an error or the end: range by range */
+            for (int64_t k = i; k < j; k++) {
+                int failed = read_whole(fd, memory + places[k], lengths[k], offsets[k]);
+                if (failed) {
+                    *reason = failed;
+                    return k;
+                }
+            }
+        }
+        if (crcs)
+            for (int64_t k = i; k < j; k++) {
+                *found = crc32c((const unsigned char *)memory + places[k], (size_t)lengths[k]);
+                if (*found != crcs[k]) {
+                    *reason = WRONG_CRC;
+                    return k;
+                }
+            }
+        i = j;
+    }
+    return n;
+}
+
+/* A mapped file that is cut, or whose disk fails, gives SIGBUS where it is read. While a thread copies, the signal ends
+ * that copy with an error; at any other moment it goes to whoever had it before. */
+static __thread sigjmp_buf *copying;
+static struct sigaction before;
+
+static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
+    (void)info, (void)context;
+    if (copying)
+        siglongjmp(*copying, 1);
+    sigaction(signal_number, &before, NULL); /* returning repeats the access, which then ends as it would have */
+}
+
+/* Take SIGBUS, unless it is ours already. */
+void streamkit_guard(void) {
+    struct sigaction now;
+    sigaction(SIGBUS, NULL, &now);
+    if ((now.sa_flags & SA_SIGINFO) && now.sa_sigaction == on_bus_error)
+        return;
+    struct sigaction ours;
+    memset(&ours, 0, sizeof ours);
+    ours.sa_sigaction = on_bus_error;
+    ours.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+    before = now;
+    sigaction(SIGBUS, &ours, NULL);
+}
+
+/* As streamkit_read, but from memory: range i begins at sources[i], in a mapped file. */
+int64_t streamkit_copy(int64_t n, char *const *sources, const int64_t *lengths, char *memory, const int64_t *places,
+                       const uint32_t *crcs, int32_t *reason, uint32_t *found) {
+    sigjmp_buf back;
+    volatile int64_t i = 0;
+    if (sigsetjmp(back, 0)) {
+        copying = NULL;
+        *reason = BUS_ERROR;
+        return i;
+    }
+    copying = &back;
+    for (; i < n; i++) {
+        if (i + 1 < n) /* the pages after the first are fetched by the processor; one miss at a time is not enough */
+            for (int64_t ahead = 0; ahead < lengths[i + 1] && ahead < 16384; ahead += 4096)
+                __builtin_prefetch(sources[i + 1] + ahead);
+        memcpy(memory + places[i], sources[i], (size_t)lengths[i]);
+        if (crcs) {
+            *found = crc32c((const unsigned char *)memory + places[i], (size_t)lengths[i]);
+            if (*found != crcs[i]) {
+                *reason = WRONG_CRC;
+                break;
+            }
+        }
+    }
+    copying = NULL;
+    return i;
+}

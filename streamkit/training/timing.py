@@ -1,0 +1,82 @@
+"""What an epoch of `fit` cost: one line with the metrics, images per second and how long training waited for data.
+
+    >>> import keras, numpy as np
+    >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    >>> model.compile("sgd", "mse")
+    >>> _ = model.fit(np.zeros((8, 2)), np.zeros((8, 1)), verbose=0, callbacks=[EpochReport()])  # doctest: +ELLIPSIS
+    epoch 1/1 loss: 0.0000 images/s: ... data_wait: ...%
+
+Pass `verbose=0`, or Keras' own progress bar is printed between the lines.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any
+
+import keras
+
+_METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
+
+
+class EpochReport(keras.callbacks.Callback):
+    """Prints a line per epoch: metrics, training images per second, share of the time spent waiting for batches.
+
+    TensorFlow and JAX fetch a batch inside their train function, between on_train_batch_begin and on_train_batch_end;
+    PyTorch fetches it before on_train_batch_begin. So the train function is wrapped to fetch on its own clock, and a
+    batch that was there already is charged the gap since the last step. Because this callback takes part in
+    on_train_batch_end, Keras turns the metrics into numbers there, which waits for the device: when a fetch begins, no
+    step is still computing behind it, and waiting is waiting.
+
+    Validation counts in neither number; the first epoch's include tracing and compiling the step.
+
+    Attributes:
+        images_per_second: of the last epoch.
+        data_wait: of the last epoch, 0 to 1.
+    """
+
+    images_per_second = 0.0
+    data_wait = 0.0
+
+    def on_train_begin(self, logs: Any = None) -> None:
+        self._step = self.model.train_function
+        self.model.train_function = self._timed_step
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.model.train_function = self._step
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._n_images, self._waited = 0, 0.0
+        self._begun = self._ended = time.perf_counter()
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        self._gap = time.perf_counter() - self._ended
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self._ended = time.perf_counter()
+
+    def _timed_step(self, *arguments: Any) -> Any:
+        """Calls the train function, whose last argument is an iterator, or a list of the batches that are fetched."""
+        *state, source = arguments
+        if isinstance(source, list):
+            self._waited += self._gap
+            self._count(source)
+            return self._step(*arguments)
+        asked = time.perf_counter()
+        batches = list(itertools.islice(source, self.model.steps_per_execution))
+        self._waited += time.perf_counter() - asked
+        if not batches:
+            raise StopIteration
+        self._count(batches)
+        return self._step(*state, iter(batches))
+
+    def _count(self, batches: list[Any]) -> None:
+        self._n_images += sum(int(keras.tree.flatten(batch)[0].shape[0]) for batch in batches)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        seconds = max(self._ended - self._begun, 1e-9)
+        self.images_per_second, self.data_wait = self._n_images / seconds, self._waited / seconds
+        metrics = "".join(f"{name}: {logs[name]:.4f} " for name in _METRICS if name in (logs or {}))
+        cost = f"images/s: {self.images_per_second:.0f} data_wait: {self.data_wait:.1%}"
+        print(f"epoch {epoch + 1}/{self.params['epochs']} {metrics}{cost}", flush=True)
