@@ -1,7 +1,8 @@
 """The one reader: rows -> bytes. It knows places only: plan which ranges of which shards, then read them positionally.
 
->>> ReadPlan.of(np.array([5, 0, 7]), shard_starts=np.array([0, 4, 8]), offsets=np.array([90, 10, 20])).shards
-((0, (1,)), (1, (2, 0)))
+>>> plan = ReadPlan.of(np.array([5, 0, 7]), shard_starts=np.array([0, 4, 8]), offsets=np.array([90, 10, 20]))
+>>> [(shard, slots.tolist()) for shard, slots in plan.shards]
+[(0, [1]), (1, [2, 0])]
 """
 
 from __future__ import annotations

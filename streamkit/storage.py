@@ -3,9 +3,9 @@
 >>> import tempfile, pathlib
 >>> folder = pathlib.Path(tempfile.mkdtemp())
 >>> write_atomic(folder / "a.bin", b"0123456789")
->>> buffer = memoryview(bytearray(4))
->>> Files(folder).read("a.bin", [2, 6], [buffer[:2], buffer[2:]], None)
->>> bytes(buffer)
+>>> memory = np.empty(4, np.uint8)
+>>> Files(folder).read("a.bin", np.array([2, 6]), np.array([2, 2]), memory, np.array([0, 2]), None)
+>>> bytes(memory)
 b'2367'
 """
 

@@ -31,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamkit.errors import BusyError, UsageError
+from streamkit.index import column, strings
 from streamkit.manifest import WORK_FOLDER, Shard, canonical
 from streamkit.shards.record import Places
 from streamkit.sources.listing import BadItem
@@ -150,7 +151,7 @@ def chunk_table(places: Places, file: str) -> pa.Table | None:
     if places.chunks is None:
         return None
     n = len(places.chunks["offset"])
-    return pa.table({"shard": pa.array([file] * n, pa.string()), **{k: pa.array(v) for k, v in places.chunks.items()}})
+    return pa.table({"shard": strings([file] * n), **{k: column(v) for k, v in places.chunks.items()}})
 
 
 def summarise(facts: Mapping[str, list[Any]]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from streamkit.convert.options import Options
 from streamkit.errors import UsageError
 from streamkit.sources.listing import Ints, Listing
 
-
 MAX_SHARD_SAMPLES = 32_768  # a record under way costs about 2 KB of memory besides its bytes
 
 

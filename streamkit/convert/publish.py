@@ -116,11 +116,11 @@ def _index_tables(
             table = table.drop_columns(["orientation"])
         for name in chunked:  # chunk numbers count from the split's first shard
             at = table.column_names.index(f"{name}.chunk")
-            shifted = pa.array(table.column(at).to_numpy() + n_chunks)
+            shifted = index.column(index.numpy_of(table, f"{name}.chunk") + n_chunks)
             table = table.set_column(at, f"{name}.chunk", shifted)
         n_chunks += 0 if chunks is None else chunks.num_rows
         if schema.label is not None:
-            values, numbers = np.unique(table.column(schema.label.name).to_numpy(), return_counts=True)
+            values, numbers = np.unique(index.numpy_of(table, schema.label.name), return_counts=True)
             labels.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
         yield table
 

@@ -22,13 +22,14 @@ import pyarrow as pa
 from streamkit.convert.encode import IMAGE_FACTS, Encoder
 from streamkit.convert.journal import Part, chunk_table, summarise, write_part
 from streamkit.convert.options import Options
+from streamkit.index import column, strings
 from streamkit.manifest import WORK_FOLDER, Shard
 from streamkit.schema import Schema
 from streamkit.shards import Places, Record, shard_format
 from streamkit.sources.listing import BadItem, Source
 from streamkit.storage import replacing
 
-_FACT_TYPES = {"width": pa.int32(), "height": pa.int32(), "channels": pa.uint8(), "orientation": pa.uint8()}
+_FACT_TYPES = {"width": np.int32, "height": np.int32, "channels": np.uint8, "orientation": np.uint8}
 
 
 @dataclass(frozen=True)
@@ -120,18 +121,18 @@ def index_table(
     places: Places,
 ) -> pa.Table:
     """A shard's rows of the index, in the column order of the format."""
-    out: dict[str, Any] = {"key": pa.array(keys, pa.string()), "shard": pa.array([file] * len(keys), pa.string())}
+    out: dict[str, Any] = {"key": strings(keys), "shard": strings([file] * len(keys))}
     for field in schema.payloads:
         kinds = ("chunk", "row") if field.chunk_rows is not None else ("offset", "length", "crc32c")
         for kind in kinds:
-            out[f"{field.name}.{kind}"] = pa.array(places.ranges[f"{field.name}.{kind}"])
+            out[f"{field.name}.{kind}"] = column(places.ranges[f"{field.name}.{kind}"])
         if field.n_varying > 1 and not field.is_encoded_image:
             shapes = np.array(facts.get(f"{field.name}.shape", []), np.int32).reshape(-1)
-            out[f"{field.name}.shape"] = pa.FixedSizeListArray.from_arrays(pa.array(shapes), len(field.shape))
+            out[f"{field.name}.shape"] = pa.FixedSizeListArray.from_arrays(column(shapes), len(field.shape))
     for field in schema.columns:
         values = columns[field.name]
-        out[field.name] = pa.array(values) if field.kind != "string" else pa.array(list(values), pa.string())
+        out[field.name] = column(values) if field.kind != "string" else strings(values.tolist())
     for name in IMAGE_FACTS:
         if name in facts:
-            out[name] = pa.array(facts[name], _FACT_TYPES[name])
+            out[name] = column(np.array(facts[name], _FACT_TYPES[name]))
     return pa.table(out)

@@ -55,9 +55,9 @@ def _folder_source(root: Path) -> Source:
             f"both images ({found.n_images}) and .npy files ({found.n_arrays})", path=root, hint="Convert them apart."
         )
     if found.n_arrays:
-        return ArrayFolder(str(root))
+        return ArrayFolder(str(root), found)
     if found.n_images:
-        return ImageFolder(str(root))
+        return ImageFolder(str(root), found)
     others = ", ".join(f"{n} x {ext or 'no extension'}" for ext, n in sorted(found.others.items())[:8])
     raise SourceError(
         f"no readable item: {others or 'the folder is empty'}",

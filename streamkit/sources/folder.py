@@ -71,7 +71,8 @@ def scan(root: str | os.PathLike[str]) -> Found:
 
 
 def _sort_in(found: Found, entry: os.DirEntry[str], path: str, top: str) -> None:
-    extension = os.path.splitext(entry.name)[1].lower()
+    dot = entry.name.rfind(".")
+    extension = entry.name[dot:].lower() if dot > 0 else ""
     kind = found.images if extension in EXTENSIONS else found.arrays if extension == ".npy" else None
     if kind is None:
         found.others[extension] += 1
@@ -128,13 +129,20 @@ def _listing(found: Found, items: Sequence[tuple[str, int]], payload: Field) -> 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """One picture a file; the payload is the file's bytes. What kind of picture it is, the bytes say."""
+    """One picture a file; the payload is the file's bytes. What kind of picture it is, the bytes say.
+
+    `found`: what a walk met already; it does not travel to workers.
+    """
 
     root: str
+    found: Found | None = field(default=None, compare=False, repr=False)
 
     def listing(self) -> Listing:
-        found = scan(self.root)
+        found = self.found or scan(self.root)
         return _listing(found, found.images, Field("image", "image", "uint8", (None, None, None), "mixed"))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "found": None}
 
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
         for key in keys:
@@ -168,12 +176,16 @@ def unreadable(error: OSError) -> str:
 
 @dataclass(frozen=True)
 class ArrayFolder:
-    """One .npy a file. Shapes may differ (the field is then ragged); dtype and number of axes may not."""
+    """One .npy a file. Shapes may differ (the field is then ragged); dtype and number of axes may not.
+
+    `found`: what a walk met already; it does not travel to workers.
+    """
 
     root: str
+    found: Found | None = field(default=None, compare=False, repr=False)
 
     def listing(self) -> Listing:
-        found = scan(self.root)
+        found = self.found or scan(self.root)
         good: list[tuple[str, int]] = []
         headers: list[npy.Header] = []
         for key, size in found.arrays:
@@ -200,6 +212,9 @@ class ArrayFolder:
         same = (shapes == shapes[0]).all(axis=0)
         shape = tuple(int(d) if s else None for d, s in zip(shapes[0], same, strict=True))
         return _listing(found, good, Field("array", "array", headers[0].dtype.newbyteorder("=").name, shape))
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "found": None}
 
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
         for key in keys:
