@@ -61,7 +61,7 @@ def choose(index: Index, part: slice, where: Any, rows: Any) -> Ints | tuple[int
         if stop == start:
             raise UsageError(f"no sample is chosen: the slice covers none of {index.n_rows} rows")
         return start, stop
-    chosen = np.arange(start, stop) if rows is None else np.asarray(rows, np.int64)
+    chosen = np.arange(start, stop) if rows is None else _numbers(rows)
     if chosen.size and (chosen.min() < 0 or chosen.max() >= index.n_rows):
         raise UsageError(f"rows go from {chosen.min()} to {chosen.max()}, the split has {index.n_rows}")
     chosen = chosen[(chosen >= start) & (chosen < stop)]
@@ -70,6 +70,13 @@ def choose(index: Index, part: slice, where: Any, rows: Any) -> Ints | tuple[int
     if not chosen.size:
         raise UsageError("no sample is chosen", hint="Widen split=, where= or rows=.")
     return chosen
+
+
+def _numbers(rows: Any) -> Ints:
+    numbers = np.asarray(rows)
+    if numbers.ndim != 1 or (numbers.size and numbers.dtype.kind not in "iu"):
+        raise UsageError(f"rows are {numbers.dtype} of shape {numbers.shape}, expected a list of whole numbers")
+    return numbers.astype(np.int64)
 
 
 def _mask(index: Index, where: Any) -> npt.NDArray[np.bool_]:
@@ -81,7 +88,9 @@ def _mask(index: Index, where: Any) -> npt.NDArray[np.bool_]:
     data = pyarrow.dataset.dataset(str(index.path), format="parquet")
     try:
         table = data.to_table(columns={"chosen": where})
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        if not pa.types.is_boolean(table.schema.field("chosen").type):
+            raise pa.ArrowInvalid("it is no comparison")
+    except pa.ArrowException as error:
         columns = ", ".join(index.names)
         raise UsageError(f"where cannot be applied: {error}", hint=f"The index has {columns}.") from None
     return np.asarray(table.column("chosen").fill_null(False).to_numpy(), np.bool_)

@@ -31,7 +31,7 @@ def message(what: str, *, where: str = "", hint: str = "") -> str:
     """Compose "where: what. hint", the one form that every error has."""
     text = f"{where}: {what}" if where else what
     if hint:
-        text = f"{text.rstrip('.')}. {hint}"
+        text = f"{text} {hint}" if text.endswith(("?", "!")) else f"{text.rstrip('.')}. {hint}"
     return one_line(text)
 
 

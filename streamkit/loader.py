@@ -15,6 +15,7 @@ the next few batches made ahead; the position to save is computed from the step,
 from __future__ import annotations
 
 import collections
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,13 +101,16 @@ class Loader:
         self.manifest = Manifest.load(path)
         name, part = parse_split(split)
         chosen_split = self.manifest.split(name)
+        batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed) or 0
+        shard_index, num_shards = _whole("shard_index", shard_index), _whole("num_shards", num_shards)
+        num_workers = _whole("num_workers", num_workers)
         if num_workers is not None and num_workers < 0:
             raise UsageError(f"num_workers is {num_workers}, expected 0 or more")
         if (shard_index is None) != (num_shards is None):
             raise UsageError("shard_index and num_shards go together")
         self.view = View(
-            image_size=None if image_size is None else (image_size[0], image_size[1]),
-            dtype=str(np.dtype(dtype)),
+            image_size=tuple(image_size) if isinstance(image_size, list) else image_size,  # type: ignore[arg-type]
+            dtype=_dtype_name(dtype),
             color_mode=color_mode,
             label_mode=label_mode,
             interpolation=interpolation,
@@ -131,7 +135,8 @@ class Loader:
         n = self._chosen[1] - self._chosen[0] if isinstance(self._chosen, tuple) else len(self._chosen)
         bounds, window = self._chunk_windows(n) if shuffle else (None, 1)
         self._order = Order(n, seed, shuffle, bounds, window)
-        self._batches = Batches(n, batch_size or 1, drop_remainder, shard_index or 0, num_shards or 1)
+        one = 1 if batch_size is None else batch_size
+        self._batches = Batches(n, one, drop_remainder, shard_index or 0, 1 if num_shards is None else num_shards)
         self._makers()
         self._fingerprint = {
             "dataset": self.manifest.dataset_id,
@@ -139,6 +144,7 @@ class Loader:
             "seed": seed,
             "shuffle": shuffle,
             "choosing": fingerprint(self._chosen),
+            "window": None if bounds is None else f"{window} of {len(bounds) - 1} chunks",
             "global_batch": self._batches.global_size,
         }
         self._next_epoch = 0
@@ -176,7 +182,7 @@ class Loader:
         return self.manifest.schema
 
     @property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> list[str]:
         """Names of the classes 0, 1, ..."""
         return self.manifest.class_names
 
@@ -341,3 +347,18 @@ class Loader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._makers()
+
+
+def _whole(name: str, value: Any) -> int | None:
+    """The argument as Python's int; None stays."""
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} is {value!r}, expected a whole number") from None
+
+
+def _dtype_name(dtype: Any) -> str:
+    try:
+        return str(np.dtype(dtype))
+    except TypeError:
+        return str(dtype)  # the view refuses it

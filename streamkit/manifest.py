@@ -105,10 +105,10 @@ class Manifest:
             raise DamagedError("a shard is named twice, or there are over a million", path=self.path)
 
     @property
-    def class_names(self) -> tuple[str, ...]:
+    def class_names(self) -> list[str]:
         """Names of the classes 0, 1, ... of the label field; empty without one."""
         label = self.schema.label
-        return (label.class_names or ()) if label else ()
+        return list(label.class_names or ()) if label else []
 
     @property
     def dataset_id(self) -> str:

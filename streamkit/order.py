@@ -53,7 +53,7 @@ def permute(positions: npt.ArrayLike, n: int, key: tuple[int, ...]) -> Ints:
         return x.astype(np.int64).reshape(shape)
     bits = max((n - 1).bit_length(), _MIN_BITS)
     low_bits = bits // 2
-    keys = _round_keys(key)
+    keys = _round_keys(tuple(map(int, key)))  # as Python's: repr and hash of NumPy's integers differ
     y = _feistel(x, bits, low_bits, keys)
     outside = np.flatnonzero(y >= n)
     while outside.size:  # fewer than half are outside each time, so this ends after about log2(size) turns
@@ -186,6 +186,8 @@ class Batches:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}, expected at least 1, or None for single samples")
+        if self.num_shards < 1:
+            raise UsageError(f"num_shards is {self.num_shards}, expected at least 1")
         if not 0 <= self.shard_index < self.num_shards:
             raise UsageError(f"shard_index is {self.shard_index}, expected 0 to {self.num_shards - 1}")
 

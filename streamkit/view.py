@@ -53,7 +53,8 @@ class View:
         if self.dtype not in ("uint8", "float16", "float32", "float64"):
             raise UsageError(f"dtype is {self.dtype!r}, expected uint8, float16, float32 or float64")
         size = self.image_size
-        if size is not None and (len(size) != 2 or not all(isinstance(s, int) and s > 0 for s in size)):
+        pair = isinstance(size, tuple) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
+        if size is not None and not pair:
             raise UsageError(f"image_size is {size!r}, expected (height, width)")
         if self.pad_to != "batch" and not (isinstance(self.pad_to, int) and self.pad_to > 0):
             raise UsageError(f'pad_to is {self.pad_to!r}, expected "batch" or a number of rows')

@@ -34,6 +34,8 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from streamkit.codecs.sniff import looks_like
+
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000
@@ -253,14 +255,9 @@ _ALLOWED = tuple(f for f in FORMATS if f != "MPO")  # Pillow opens MPO as JPEG a
 
 
 def _guess(head: bytes, error: Exception) -> str:
-    start = head.lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
-        return "looks like HTML: failed download?"
-    if start.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer: run `git lfs pull`"
-    if not any(head):
-        return "holds only zero bytes"
-    return "unknown or damaged picture" if "cannot identify" in str(error) else f"damaged picture: {error}"
+    return looks_like(head) or (
+        "unknown or damaged picture" if "cannot identify" in str(error) else f"damaged: {error}"
+    )
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sys
 import threading
 import warnings
@@ -33,7 +34,7 @@ def run_in_pool(jobs: Iterator[Job], n_workers: int, tick: Progress | None) -> I
     # fork costs no imports, but is safe only while this process has one thread; else workers start afresh.
     alone = threading.active_count() == 1 and sys.platform == "linux"
     context = multiprocessing.get_context("fork" if alone else "spawn")
-    pool = ProcessPoolExecutor(n_workers, mp_context=context)
+    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_die_quietly)
     running: dict[Future[Any], Job] = {}
     try:
         with warnings.catch_warnings():
@@ -50,8 +51,18 @@ def run_in_pool(jobs: Iterator[Job], n_workers: int, tick: Progress | None) -> I
             f"a worker process was killed while writing {files}",
             hint="Out of memory? Lower --workers or --shard-size and run it again: it continues.",
         ) from None
+    except (KeyboardInterrupt, SystemExit):
+        for process in list(pool._processes.values()):  # shards under way are dropped; the next run writes them again
+            process.terminate()
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _die_quietly() -> None:
+    """Workers end on a signal at once and without a word; what to say is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _collect(running: dict[Future[Any], Job], tick: Progress | None) -> Iterator[Result]:

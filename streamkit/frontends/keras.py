@@ -51,7 +51,7 @@ class Batches(keras.utils.PyDataset):
     def __init__(self, loader: Loader, **options: Any) -> None:
         super().__init__(**options)
         self.loader = loader
-        self.class_names = list(loader.class_names)
+        self.class_names = loader.class_names
         self._epochs = EpochCounter(loader.epoch)
         self._last = -1
         self._warned = False

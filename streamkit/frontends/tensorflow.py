@@ -2,7 +2,7 @@
 
 A batch crosses once, as a whole, and without a copy: its buffers are aligned as TensorFlow wants them.
 
-    >>> signature(Spec((4, None), "float32"), batch=8)      # doctest: +SKIP
+    >>> signature(Spec((4, None), "float32"), batch=8)
     TensorSpec(shape=(8, 4, None), dtype=tf.float32, name=None)
 """
 
@@ -41,5 +41,5 @@ def as_tf(loader: Loader) -> tf.data.Dataset:
     # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     dataset = dataset.prefetch(2).with_options(options)
-    dataset.class_names = list(loader.class_names)
+    dataset.class_names = loader.class_names
     return dataset

@@ -81,8 +81,9 @@ class HDF5:
         n = 0
         try:
             with h5py.File(path, "r") as file, open(path, "rb") as raw:
+                size = os.fstat(raw.fileno()).st_size
                 for field in schema.payloads:
-                    n, base, offsets = _layout(file, field)
+                    n, base, offsets = _layout(file, field, size)
                     if field.chunk_rows is not None:
                         continue
                     lengths = np.diff(offsets)
@@ -92,8 +93,9 @@ class HDF5:
                         crcs.append(crc32c(raw.read(length)))
                     ranges |= range_columns(field.name, base + offsets[:-1], lengths, crcs)
             chunk_ranges, chunks = _chunk_places(path, schema, n)
-        except (OSError, KeyError, ValueError) as error:
-            raise DamagedError(f"cannot be read as a shard: {error}", shard=path.name) from None
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            raise DamagedError(f"cannot be read as a shard: {reason}", shard=path.name) from None
         return Places(n, ranges | chunk_ranges, chunks)
 
 
@@ -190,15 +192,37 @@ def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -
     return range_columns(field.name, offsets, lengths, crcs)
 
 
-def _layout(file: Any, field: Field) -> tuple[int, int, npt.NDArray[np.int64]]:
-    """Samples, address of the values [B] and their offsets from it [B] (n + 1)."""
-    dataset = file[field.name]
+def _dataset(file: Any, name: str) -> Any:
+    """A dataset that lies in this file itself. ValueError for links and for values that other files hold."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name!r} is missing or a link")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
+        raise ValueError(f"{name!r} is no dataset of this file's own")
+    return dataset
+
+
+def _layout(file: Any, field: Field, size: int) -> tuple[int, int, npt.NDArray[np.int64]]:
+    """Samples, address of the values [B] and their offsets from it [B] (n + 1). `size`: of the file [B]."""
+    dataset = _dataset(file, field.name)
+    base = int(dataset.id.get_offset() or 0)
     if is_flat(field):
-        offsets = np.asarray(file[f"{field.name}_offsets"][:], np.int64)
-        return len(offsets) - 1, int(dataset.id.get_offset() or 0), offsets
-    n = dataset.shape[0]
-    nbytes = field.sample_nbytes
-    return n, int(dataset.id.get_offset() or 0), np.arange(n + 1, dtype=np.int64) * nbytes
+        stored = _dataset(file, f"{field.name}_offsets")
+        if stored.dtype != np.int64 or stored.ndim != 1 or not 0 < stored.size * 8 <= size:
+            raise ValueError(f"the offsets of {field.name!r} are no int64 (n + 1,)")
+        offsets = np.asarray(stored[:])
+    else:
+        n, nbytes = dataset.shape[0], field.sample_nbytes
+        if dataset.shape[1:] != field.shape or dataset.dtype != field.dtype:
+            raise ValueError(f"{field.name!r} is {dataset.dtype} {dataset.shape[1:]}")
+        if field.chunk_rows is not None:
+            return n, base, np.empty(0, np.int64)
+        if n * max(1, nbytes) > max(n, size):
+            raise ValueError(f"{field.name!r} has more samples than the file has bytes")
+        offsets = np.arange(n + 1, dtype=np.int64) * nbytes
+    if offsets[0] != 0 or np.diff(offsets).min(initial=0) < 0 or base + offsets[-1] > size:
+        raise ValueError(f"the offsets of {field.name!r} lead out of the file")
+    return len(offsets) - 1, base, offsets
 
 
 def _chunk_places(path: Path, schema: Schema, n: int) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]] | None]:
@@ -211,11 +235,13 @@ def _chunk_places(path: Path, schema: Schema, n: int) -> tuple[dict[str, Any], d
     lengths: list[int] = []
     with h5py.File(path, "r") as file:
         for field in fields:
+            dataset = _dataset(file, field.name).id
+            found = [dataset.get_chunk_info(i) for i in range(dataset.get_num_chunks())]
+            if len(found) != -(-n // int(field.chunk_rows or 1)):
+                raise ValueError(f"{field.name!r} has {len(found)} chunks for {n} samples")
             rows = np.arange(n)
             ranges[f"{field.name}.chunk"] = len(offsets) + rows // int(field.chunk_rows or 1)
             ranges[f"{field.name}.row"] = rows % int(field.chunk_rows or 1)
-            dataset = file[field.name].id
-            found = [dataset.get_chunk_info(i) for i in range(dataset.get_num_chunks())]
             for info in sorted(found, key=lambda info: info.chunk_offset):
                 offsets.append(info.byte_offset)
                 lengths.append(info.size)

@@ -144,10 +144,14 @@ def read_records(path: Path) -> Iterator[tuple[int, memoryview]]:
     """(offset [B], bytes) of every record's data, crcs checked.
 
     Raises:
-        DamagedError: a crc differs, or the file ends inside a record.
+        DamagedError: the file is missing, a crc differs, or it ends inside a record.
     """
     at = n = 0
-    with open(path, "rb") as file:
+    try:
+        file = open(path, "rb")
+    except FileNotFoundError:
+        raise DamagedError("this shard is missing", shard=path.name) from None
+    with file:
         while head := file.read(12):
             if len(head) < 12 or masked(crc32c(head[:8])) != _CRC.unpack(head[8:])[0]:
                 raise DamagedError("the record's length is damaged", shard=path.name, record=n, offset=at)

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from streamkit.codecs.sniff import looks_like
 from streamkit.errors import RefusedError, SourceError
 from streamkit.schema import Field, Schema
 from streamkit.sources import npy
@@ -118,7 +119,11 @@ class Table:
         except npy.BadNpy as error:
             raise (RefusedError if error.refused else SourceError)(str(error), path=path) from None
         except (OSError, zipfile.BadZipFile) as error:
-            raise SourceError(f"cannot be read: {error}", path=path, hint="Check that the file is whole.") from None
+            with path.open("rb") as file:
+                reason = looks_like(file.read(512))
+            raise SourceError(
+                reason or f"cannot be read: {error}", path=path, hint="Check that the file is whole."
+            ) from None
         arrays = {name: a for name, a in arrays.items() if a.ndim >= 1}
         if not arrays:
             raise SourceError("no array with rows", path=path, hint="An array needs at least one axis.")

@@ -1,0 +1,147 @@
+"""The C code and its Python twin bring the same bytes and find the same damage; a cut mapped file is an error, no crash."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from crc32c import crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from streamkit import native
+from streamkit.storage import Files, Maps
+
+DATA = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8)
+
+needs_compiler = pytest.mark.skipif(not native.available(), reason="built without a C compiler")
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("native") / "data.bin"
+    path.write_bytes(DATA.tobytes())
+    return path
+
+
+def ranges(parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    offsets = np.array([a for a, _ in parts], np.int64)
+    lengths = np.array([n for _, n in parts], np.int64)
+    places = np.cumsum(lengths) - lengths
+    crcs = np.array([crc32c(DATA[a : a + n].tobytes()) for a, n in parts], np.uint32)
+    return offsets, lengths, places, crcs
+
+
+def by_c(fd: int, *arguments: object) -> None:
+    native.read(fd, *arguments)  # type: ignore[arg-type]
+
+
+def by_python(fd: int, offsets, lengths, memory, places, crcs) -> None:  # type: ignore[no-untyped-def]
+    native._read(fd, offsets.tolist(), lengths.tolist(), memory, places.tolist(), crcs.tolist())
+
+
+PARTS = st.lists(st.tuples(st.integers(0, 80_000), st.integers(0, 20_000)), min_size=1, max_size=20).map(sorted)
+
+
+@settings(deadline=None, max_examples=60)
+@given(parts=PARTS)
+def test_both_bring_the_bytes(file: Path, parts: list[tuple[int, int]]) -> None:
+    offsets, lengths, places, crcs = ranges(parts)
+    expected = b"".join(DATA[a : a + n].tobytes() for a, n in parts)
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        for way in (by_c, by_python):
+            memory = np.zeros(int(lengths.sum()), np.uint8)
+            way(fd, offsets, lengths, memory, places, crcs)
+            assert memory.tobytes() == expected
+        if native.available():
+            memory = np.zeros(int(lengths.sum()), np.uint8)
+            maps = Maps(Files(file.parent), [file.name])
+            maps.read(np.zeros(len(parts), np.int64), offsets, lengths, memory, places, crcs)
+            assert memory.tobytes() == expected
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("way", [by_c, by_python])
+@pytest.mark.parametrize("bad", [0, 3, 6])
+def test_wrong_crc_names_the_range(file: Path, way, bad: int) -> None:  # type: ignore[no-untyped-def]
+    parts = [(i * 5000, 4999 + (i % 2)) for i in range(7)]  # some touch, some do not
+    offsets, lengths, places, crcs = ranges(parts)
+    crcs[bad] ^= 1
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        with pytest.raises(native.BadRange, match=f"the index says {crcs[bad]:08x}") as caught:
+            way(fd, offsets, lengths, np.zeros(int(lengths.sum()), np.uint8), places, crcs)
+        assert caught.value.i == bad
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("way", [by_c, by_python])
+def test_end_of_file_names_the_range(file: Path, way) -> None:  # type: ignore[no-untyped-def]
+    offsets, lengths = np.array([0, 99_990]), np.array([10, 11])
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        with pytest.raises(native.BadRange, match="ends") as caught:
+            way(
+                fd,
+                offsets,
+                lengths,
+                np.zeros(21, np.uint8),
+                np.array([0, 10]),
+                np.array([0, 0], np.uint32) + ranges([(0, 10)])[3],
+            )
+        assert caught.value.i == 1
+    finally:
+        os.close(fd)
+
+
+def test_nothing_is_written_outside_the_memory(file: Path) -> None:
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        for places in ([-1], [1]):
+            with pytest.raises(ValueError, match="leave the memory"):
+                native.read(fd, np.array([0]), np.array([10]), np.zeros(10, np.uint8), np.array(places), None)
+    finally:
+        os.close(fd)
+
+
+@needs_compiler
+@settings(deadline=None, max_examples=60)
+@given(start=st.integers(0, 70_000), length=st.integers(0, 30_000))
+def test_crc_of_the_c_code_is_crc32c(file: Path, start: int, length: int) -> None:
+    offsets, lengths, places, crcs = ranges([(start, length)])
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        native.read(fd, offsets, lengths, np.zeros(length, np.uint8), places, crcs)
+    finally:
+        os.close(fd)
+
+
+_CUT = """
+import os, sys
+import numpy as np
+from streamkit import native
+from streamkit.storage import Files, Maps
+maps = Maps(Files(sys.argv[1]), ["data.bin"])
+os.truncate(os.path.join(sys.argv[1], "data.bin"), 4096)
+memory = np.zeros(10, np.uint8)
+maps.read(np.zeros(1, np.int64), np.array([0]), np.array([10]), memory, np.zeros(1, np.int64), None)
+try:
+    maps.read(np.zeros(1, np.int64), np.array([90_000]), np.array([10]), memory, np.zeros(1, np.int64), None)
+except native.BadRange as error:
+    print("caught", error.i, error)
+"""
+
+
+@needs_compiler
+def test_a_mapped_file_that_is_cut_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(DATA.tobytes())
+    found = subprocess.run([sys.executable, "-c", _CUT, tmp_path], capture_output=True, text=True, timeout=60)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("caught 0 the file was cut")
