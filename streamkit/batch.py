@@ -9,15 +9,17 @@ the same batch in every thread and process.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.augment import center_boxes, flips, random_boxes
 from streamkit.buffers import Buffers
 from streamkit.codecs import array as arrays
 from streamkit.codecs import image
-from streamkit.codecs.resize import crop_to_aspect_ratio, recolor, resize
+from streamkit.codecs.resize import cut_out, recolor, resize
 from streamkit.errors import UsageError
 from streamkit.manifest import Manifest
 from streamkit.reader import MAX_RANGE_NBYTES, Reader
@@ -35,10 +37,11 @@ class BatchMaker:
         view: what to deliver.
         batched: False when samples are delivered one by one, so that sizes may differ.
         buffers: where batches lie.
+        seed: of crops and flips.
     """
 
-    def __init__(self, reader: Reader, view: View, batched: bool, buffers: Buffers) -> None:
-        self.reader, self.view, self.batched, self.buffers = reader, view, batched, buffers
+    def __init__(self, reader: Reader, view: View, batched: bool, buffers: Buffers, seed: int = 0) -> None:
+        self.reader, self.view, self.batched, self.buffers, self.seed = reader, view, batched, buffers, seed
         schema = reader.manifest.schema
         self.names = view.outputs(schema)
         self.specs = view.specs(schema, batched, reader.manifest.statistics.get("image", {}))
@@ -49,8 +52,8 @@ class BatchMaker:
         """The batch as the user gets it: an array, a tuple or a dict."""
         return self.view.structure(batch, self.reader.manifest.schema)
 
-    def make(self, rows: Ints) -> dict[str, npt.NDArray[Any]]:
-        """The batch of these rows: output name -> array with axis 0 the batch.
+    def make(self, rows: Ints, epoch: int = 0) -> dict[str, npt.NDArray[Any]]:
+        """The batch of these rows: output name -> array with axis 0 the batch. Random crops and flips hang on the epoch.
 
         Raises:
             DamagedError: a row's bytes are not what the index says, or do not decode.
@@ -58,11 +61,11 @@ class BatchMaker:
         out: dict[str, npt.NDArray[Any]] = {}
         for name in self.names:
             if name == "key":
-                out[name] = np.array([self.reader.index.key(r) for r in rows.tolist()], object)
+                out[name] = self.reader.columns["key"][rows]
                 continue
             field = self.fields[name]
             if field.is_image:
-                out[name] = self._images(field, rows)
+                out[name] = self._images(field, rows, epoch)
             elif not field.is_payload:
                 out[name] = self._column(field, rows)
             elif field.fixed:
@@ -74,7 +77,7 @@ class BatchMaker:
                     out[f"{name}_length"] = lengths
         return out
 
-    def make_each(self, rows: Ints) -> list[dict[str, Any]]:
+    def make_each(self, rows: Ints, epoch: int = 0) -> list[dict[str, Any]]:
         """The samples of these rows, one dict each, without a batch axis; sizes may differ."""
         samples = []
         for row in rows:
@@ -83,9 +86,9 @@ class BatchMaker:
             for name in self.names:
                 field = self.fields.get(name)
                 if field is not None and field.is_payload and not field.is_image and not field.fixed:
-                    sample[name] = self._decoded(field, one)[0]
+                    sample[name] = np.require(self._decoded(field, one)[0], requirements="W")  # the caller's to change
                 elif field is not None and field.is_image:
-                    sample[name] = self._single_image(field, one)
+                    sample[name] = self._single_image(field, one, epoch)
                 else:
                     sample[name] = self._only(name, one)
             samples.append(sample)
@@ -93,7 +96,7 @@ class BatchMaker:
 
     def _only(self, name: str, one: Ints) -> Any:
         if name == "key":
-            return self.reader.index.key(int(one[0]))
+            return self.reader.columns["key"][one[0]]
         field = self.fields[name]
         return (self._arrays(field, one) if field.is_payload else self._column(field, one))[0]
 
@@ -184,23 +187,28 @@ class BatchMaker:
 
     # Pictures
 
-    def _images(self, field: Field, rows: Ints) -> npt.NDArray[Any]:
+    def _images(self, field: Field, rows: Ints, epoch: int) -> npt.NDArray[Any]:
         height, width = self.view.size(field)
         shape = (len(rows), int(height or 0), int(width or 0), self.view.n_channels(field))
         out = self.buffers.empty(shape, np.uint8)
-        if not field.is_encoded_image and field.fixed and field.shape == shape[1:]:
+        boxes = self._boxes(field, rows, epoch)
+        if not field.is_encoded_image and field.shape == shape[1:] and boxes is None:
             self._raw_into(field, rows, out)
         else:
-            for slot, pixels in zip(out, self._pixels(field, rows, out), strict=True):
-                if pixels is not slot:
-                    self._fit(field, pixels, slot)
+            for i, pixels in enumerate(self._pixels(field, rows, out, boxes)):
+                self._fit(field, pixels, out[i], None if boxes is None else boxes[i])
+        if self.view.flip:
+            for i in np.flatnonzero(flips((self.seed, epoch), rows)).tolist():
+                out[i] = out[i, :, ::-1].copy()
         return self._converted(field, out)
 
-    def _single_image(self, field: Field, one: Ints) -> npt.NDArray[Any]:
+    def _single_image(self, field: Field, one: Ints, epoch: int) -> npt.NDArray[Any]:
         if self.view.image_size is not None or field.fixed:
-            return self._images(field, one)[0]
-        pixels = next(iter(self._pixels(field, one, None)))
-        return self._converted(field, pixels.copy())
+            return self._images(field, one, epoch)[0]
+        pixels = next(iter(self._pixels(field, one, None, None))).copy()
+        if self.view.flip and flips((self.seed, epoch), one)[0]:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        return self._converted(field, pixels)
 
     def _converted(self, field: Field, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         if field.kind == "mask" or self.view.dtype == "uint8":
@@ -209,7 +217,25 @@ class BatchMaker:
         np.copyto(out, pixels)
         return out
 
-    def _pixels(self, field: Field, rows: Ints, out: npt.NDArray[np.uint8] | None) -> Any:
+    def _boxes(self, field: Field, rows: Ints, epoch: int) -> npt.NDArray[np.float64] | None:
+        """The part of each picture to cut out, as shares of its height and width; None for the whole."""
+        if not self.view.crops or self.view.image_size is None:
+            return None
+        columns = self.reader.columns
+        sides = [
+            np.asarray(columns[s][rows], np.int64) if s in columns else np.full(len(rows), d)
+            for s, d in zip(("height", "width"), field.shape[:2], strict=True)
+        ]
+        height, width = self.view.image_size
+        if self.view.crop == "random":
+            boxes = random_boxes((self.seed, epoch), rows, sides[0], sides[1])
+        else:
+            boxes = center_boxes(sides[0], sides[1], width / height)
+        return boxes / np.stack([*sides, *sides], axis=1)
+
+    def _pixels(
+        self, field: Field, rows: Ints, out: npt.NDArray[np.uint8] | None, boxes: npt.NDArray[np.float64] | None
+    ) -> Any:
         """Yield each row's picture in the channels wanted, at its own size or scaled down; `out[i]` where it fitted."""
         n_channels = self.view.n_channels(field)
         if not field.is_encoded_image:
@@ -221,8 +247,8 @@ class BatchMaker:
             for pixels in stored:
                 yield recolor(pixels, n_channels)
             return
-        exact = out is not None and field.fixed and field.shape[:2] == out.shape[1:3]
-        at_least = out.shape[1:3] if out is not None and field.kind == "image" else None
+        exact = out is not None and field.shape[:2] == out.shape[1:3] and boxes is None
+        scale = out is not None and field.kind == "image" and not exact
         orientations = self.reader.columns.get("orientation") if field.kind == "image" else None
         channels = self.reader.columns.get("channels") if field.kind == "image" else None
         for i, data in enumerate(self._stored(field, rows)):
@@ -233,22 +259,31 @@ class BatchMaker:
                     channels=n_channels,
                     orientation=1 if orientations is None and field.kind == "image" else _at(orientations, row),
                     n_stored=3 if channels is None else int(channels[row]),
-                    at_least=None if exact else at_least,
+                    at_least=_at_least(out.shape[1:3], boxes, i) if scale and out is not None else None,
                     out=out[i] if exact and out is not None else None,
                     max_pixels=self.max_pixels,
                 )
             except image.BadImage as error:
                 raise self.reader.damaged(int(row), str(error)) from None
 
-    def _fit(self, field: Field, pixels: npt.NDArray[np.uint8], slot: npt.NDArray[np.uint8]) -> None:
-        """Crop where asked and resize into the batch's slot."""
-        if self.view.crop_to_aspect_ratio:
-            pixels = crop_to_aspect_ratio(pixels, slot.shape[0], slot.shape[1])
+    def _fit(self, field: Field, pixels: Any, slot: npt.NDArray[np.uint8], box: Any) -> None:
+        """Cut the box out and resize it into the batch's slot; nothing to do when the picture was decoded there."""
+        if box is not None:
+            pixels = cut_out(pixels, box)
+        elif np.may_share_memory(pixels, slot):
+            return
         if pixels.shape == slot.shape:
             slot[:] = pixels
         else:
             how = self.view.interpolation if field.kind == "image" else "nearest"
             resize(pixels, (slot.shape[0], slot.shape[1]), how, out=slot)
+
+
+def _at_least(size: tuple[int, ...], boxes: npt.NDArray[np.float64] | None, i: int) -> tuple[int, int]:
+    """(height, width) that a whole picture must have at least, so that its box i has `size`."""
+    if boxes is None:
+        return size[0], size[1]
+    return math.ceil(size[0] / boxes[i, 2]), math.ceil(size[1] / boxes[i, 3])
 
 
 def _at(values: npt.NDArray[Any] | None, row: Any) -> int | None:

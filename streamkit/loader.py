@@ -57,6 +57,9 @@ class Loader:
         label_mode: "int" (int32), "categorical" (one-hot float32), "binary" (float32 (B, 1)) or None.
         interpolation: "bilinear", "nearest", "bicubic", "area", "antialias" or "lanczos3".
         crop_to_aspect_ratio: crop the centre to image_size's ratio before resizing.
+        crop: "random" (random resized crop: 8 to 100 % of the area, ratio 3:4 to 4:3) or "center" (the largest box of
+            image_size's ratio). The same sample gets the same crop in the same epoch, everywhere.
+        flip: mirror half of the images left to right.
         fields: a name for a bare array, several for a tuple in that order; None for all. "key" is allowed.
         where: a pyarrow.compute expression on index columns.
         rows: numbers of stored rows to take.
@@ -89,6 +92,8 @@ class Loader:
         label_mode: str | None = "int",
         interpolation: str = "bilinear",
         crop_to_aspect_ratio: bool = False,
+        crop: str | None = None,
+        flip: bool = False,
         fields: str | Sequence[str] | None = None,
         where: Any = None,
         rows: Any = None,
@@ -109,12 +114,14 @@ class Loader:
         if (shard_index is None) != (num_shards is None):
             raise UsageError("shard_index and num_shards go together")
         self.view = View(
-            image_size=tuple(image_size) if isinstance(image_size, list) else image_size,  # type: ignore[arg-type]
+            image_size=tuple(image_size) if isinstance(image_size, list) else image_size,
             dtype=_dtype_name(dtype),
             color_mode=color_mode,
             label_mode=label_mode,
             interpolation=interpolation,
             crop_to_aspect_ratio=crop_to_aspect_ratio,
+            crop=crop,
+            flip=flip,
             fields=fields if fields is None or isinstance(fields, str) else tuple(fields),
             pad_to=pad_to,
         )
@@ -152,7 +159,7 @@ class Loader:
 
     def _makers(self) -> None:
         self._buffers = Buffers(keep=self._depth_limit + self.num_workers + 2)
-        self._maker = BatchMaker(self._reader, self.view, self.batch_size is not None, self._buffers)
+        self._maker = BatchMaker(self._reader, self.view, self.batch_size is not None, self._buffers, self._order.seed)
 
     _depth_limit = 8
 
@@ -218,7 +225,7 @@ class Loader:
     def batch(self, epoch: int, i: int) -> Any:
         """Batch `i` of `epoch`. Pure: the same arguments give the same batch anywhere."""
         rows = self.rows(epoch, i)
-        made = self._maker.make(rows) if self.batch_size is not None else self._maker.make_each(rows)[0]
+        made = self._maker.make(rows, epoch) if self.batch_size is not None else self._maker.make_each(rows, epoch)[0]
         return self._maker.structure(made)
 
     def __getitem__(self, i: int) -> Any:
@@ -266,7 +273,7 @@ class Loader:
 
     def _singles(self, epoch: int, numbers: range) -> list[Any]:
         rows = np.concatenate([self.rows(epoch, i) for i in numbers])
-        return [self._maker.structure(sample) for sample in self._maker.make_each(rows)]
+        return [self._maker.structure(sample) for sample in self._maker.make_each(rows, epoch)]
 
     def _ahead(self, make: Any, numbers: Sequence[Any]) -> Iterator[Any]:
         if self.num_workers == 0:
@@ -323,7 +330,7 @@ class Loader:
         """
         if step < 0:
             raise UsageError(f"step is {step}, expected 0 or more")
-        epoch, batch = divmod(step, max(1, len(self)))
+        epoch, batch = divmod(operator.index(step), max(1, len(self)))
         return Cursor(epoch, batch * self._batches.global_size, self._fingerprint).to_json()
 
     def resume(self, cursor: Mapping[str, Any]) -> None:

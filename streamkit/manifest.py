@@ -177,6 +177,8 @@ class Manifest:
             raise RefusedError(f"the manifest is nested deeper than {MAX_DEPTH}", path=path) from None
         except ValueError as error:
             raise DamagedError(f"this is no manifest ({error})", path=path, hint=_AGAIN) from None
+        if _is_deep(data, MAX_DEPTH):
+            raise RefusedError(f"the manifest is nested deeper than {MAX_DEPTH}", path=path)
         if not isinstance(data, dict) or "format_version" not in data:
             raise DamagedError("this is no streamkit manifest: format_version is missing", path=path)
         if data["format_version"] != FORMAT_VERSION:
@@ -193,11 +195,11 @@ class Manifest:
                 format=data["format"],
                 schema=Schema.from_json(data["schema"]),
                 splits={name: _split(name, item) for name, item in sorted(data["splits"].items())},
-                options=data["options"],
-                source=data["source"],
-                statistics=data["statistics"],
+                options=_facts(data["options"]),
+                source=_facts(data["source"]),
+                statistics=_facts(data["statistics"]),
                 skipped=_count(data["skipped"], "skipped", "manifest"),
-                streamkit_version=data["streamkit_version"],
+                streamkit_version=str(data["streamkit_version"]),
                 path=path,
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -265,6 +267,17 @@ def _split(name: str, item: Any) -> Split:
         chunks=chunks.get("file"),
         chunks_digest=chunks.get("digest"),
     )
+
+
+def _facts(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{str(value)[:40]!r} is no object")
+    return value
+
+
+def _is_deep(value: Any, left: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left == 0 or any(_is_deep(item, left - 1) for item in inner if isinstance(item, (dict, list)))
 
 
 def _count(value: Any, what: str, where: str) -> int:

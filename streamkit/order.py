@@ -80,6 +80,13 @@ def _hash(x: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
     return h >> np.uint64(32)
 
 
+def uniform(key: tuple[int, ...], numbers: Ints) -> npt.NDArray[np.float64]:
+    """A number in [0, 1) for each of `numbers`: a hash, so any of them is had alone. float64, same shape."""
+    keys = _round_keys(key)
+    h = _hash(_hash(numbers.astype(np.uint64), keys[0]), keys[1])
+    return _hash(h, keys[2]) / float(1 << 32)
+
+
 @lru_cache(maxsize=256)
 def _round_keys(key: tuple[int, ...]) -> npt.NDArray[np.uint64]:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * _ROUNDS).digest()

@@ -90,7 +90,7 @@ class Reader:
     def _load(self) -> None:
         names = [n for f in self.fields if f.is_payload for n in _range_names(f, self.index)]
         names += [f.name for f in self.fields if not f.is_payload]
-        names += [n for n in self.extras if n in self.index]
+        names += [n for n in self.extras if n in self.index and n not in names]
         self.columns = self.index.load(names)
         for field in self.fields:
             lengths = self.columns.get(f"{field.name}.length")

@@ -65,6 +65,8 @@ class Field:
                 raise DamagedError(f"field {self.name!r} has the unknown dtype {self.dtype!r}") from None
             if dtype.hasobject or dtype.kind not in "biufc":
                 raise RefusedError(f"field {self.name!r} has dtype {dtype}, which is not plain numbers")
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise DamagedError(f"field {self.name!r} has {self.chunk_rows} samples a chunk")
         if len(self.shape) > MAX_NDIM or any(d is not None and d < 0 for d in self.shape):
             raise RefusedError(f"field {self.name!r} has shape {self.shape}; at most {MAX_NDIM} axes of size >= 0")
 
@@ -162,7 +164,7 @@ def _field(name: str, item: Mapping[str, Any]) -> Field:
         names = item.get("class_names")
         if not all(d is None or (isinstance(d, int) and not isinstance(d, bool)) for d in shape):
             raise TypeError
-        if names is not None and not all(isinstance(n, str) for n in names):
+        if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
             raise TypeError
         return Field(
             name=name,

@@ -40,6 +40,8 @@ class View:
     label_mode: str | None = "int"
     interpolation: str = "bilinear"
     crop_to_aspect_ratio: bool = False
+    crop: str | None = None
+    flip: bool = False
     fields: str | tuple[str, ...] | None = None
     pad_to: str | int = "batch"
 
@@ -58,6 +60,11 @@ class View:
             raise UsageError(f"image_size is {size!r}, expected (height, width)")
         if self.pad_to != "batch" and not (isinstance(self.pad_to, int) and self.pad_to > 0):
             raise UsageError(f'pad_to is {self.pad_to!r}, expected "batch" or a number of rows')
+
+    @property
+    def crops(self) -> bool:
+        """True when a part of each picture is cut out before resizing."""
+        return self.crop is not None or self.crop_to_aspect_ratio
 
     def outputs(self, schema: Schema) -> tuple[str, ...]:
         """Names of the fields delivered, in order: those asked for, else payloads and then columns."""
@@ -144,8 +151,14 @@ def _label_spec(field: Field, mode: str | None) -> Spec:
 
 def needed_extras(view: View, schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
     """Index columns that decoding the named fields needs besides their ranges."""
-    for name in names:
-        field = schema[name] if name != "key" else None
-        if field is not None and field.kind == "image" and field.is_encoded_image:
-            return ("orientation", "channels") if field.shape[2] in (None, 4) else ("orientation",)
-    return ()
+    images = [schema[name] for name in names if name != "key" and schema[name].kind == "image"]
+    out: list[str] = []
+    if any(f.is_encoded_image for f in images):
+        out.append("orientation")
+        if any(f.shape[2] in (None, 4) for f in images):
+            out.append("channels")
+    if view.crops and any(schema[name].is_image for name in names if name != "key"):
+        out += ["height", "width"]
+    if "key" in names:
+        out.append("key")
+    return tuple(out)

@@ -28,6 +28,8 @@ from __future__ import annotations
 import io
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -237,7 +239,7 @@ def _open(data: Any, max_pixels: int) -> Any:
         raise BadImage("empty file")
     PIL.Image.preinit()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _pillow_limit(max_pixels):
             warnings.simplefilter("ignore")
             picture = PIL.Image.open(io.BytesIO(data), formats=_ALLOWED)
     except PIL.Image.DecompressionBombError:
@@ -251,6 +253,24 @@ def _open(data: Any, max_pixels: int) -> Any:
     return picture
 
 
+@contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Pillow's own limit (179 Mpx) out of the way where the user allows more: `_check_size` holds the user's."""
+    import PIL.Image
+
+    before = PIL.Image.MAX_IMAGE_PIXELS
+    if before is None or max_pixels <= 2 * before:
+        yield
+        return
+    with _lock:
+        PIL.Image.MAX_IMAGE_PIXELS = None
+        try:
+            yield
+        finally:
+            PIL.Image.MAX_IMAGE_PIXELS = before
+
+
+_lock = threading.Lock()
 _ALLOWED = tuple(f for f in FORMATS if f != "MPO")  # Pillow opens MPO as JPEG and renames it after
 
 
@@ -286,8 +306,12 @@ def _orientation(data: Any) -> int:
 
 
 def _exif(picture: Any) -> int:
+    if picture.format == "TIFF":
+        return 1  # Pillow turns these itself, and gives their upright size
     try:
-        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            value = picture.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # broken metadata does not make a broken picture
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -311,7 +335,7 @@ def encode(pixels: Pixels, format: str, quality: int = 90) -> bytes:
     picture = PIL.Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
     buffer = io.BytesIO()
     if format == "webp":
-        picture.save(buffer, "WEBP", quality=quality, lossless=quality == 100)
+        picture.save(buffer, "WEBP", quality=quality, lossless=quality == 100, exact=True)
     else:
         picture.save(buffer, "PNG", compress_level=6)
     return buffer.getvalue()

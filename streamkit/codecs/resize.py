@@ -83,9 +83,9 @@ def recolor(pixels: Pixels, n_channels: int) -> Pixels:
     return np.asarray(out, np.uint8).reshape(*pixels.shape[:2], n_channels)
 
 
-def crop_to_aspect_ratio(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
-    """The largest centred part of (h, w, c) pixels with the ratio height : width, as Keras' crop_to_aspect_ratio."""
+def cut_out(pixels: Pixels, box: npt.NDArray[np.float64]) -> Pixels:
+    """A part of (height, width, channels) pixels; `box`: top, left, height, width as shares of the whole. A view."""
     h, w = pixels.shape[:2]
-    crop_h, crop_w = min(h, w * height // width), min(w, h * width // height)
-    top, left = (h - crop_h) // 2, (w - crop_w) // 2
-    return np.ascontiguousarray(pixels[top : top + crop_h, left : left + crop_w])
+    top, left = round(box[0] * h), round(box[1] * w)
+    bottom, right = max(top + 1, round((box[0] + box[2]) * h)), max(left + 1, round((box[1] + box[3]) * w))
+    return pixels[min(top, h - 1) : bottom, min(left, w - 1) : right]

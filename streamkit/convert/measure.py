@@ -22,7 +22,8 @@ from streamkit.sources import BadItem, Listing, Source
 
 def measure(source: Source, listing: Listing, options: Options) -> tuple[Schema, Any]:
     """The storage schema, and expected bytes of each item where re-encoding changes them."""
-    schema = storage_schema(listing.schema, options, _compression(source, listing, options))
+    compression = _compression(source, listing, options)
+    schema = storage_schema(listing.schema, options, compression)
     pictures = [f for f in schema if f.is_image]
     if not pictures or not options.reencodes:
         return schema, None
@@ -30,13 +31,14 @@ def measure(source: Source, listing: Listing, options: Options) -> tuple[Schema,
     if options.encode == "raw":
         good = [info for info in infos if info is not None]
         fields = {f.name: raw_image_field(f, good, options) for f in pictures}
-        schema = Schema(tuple(fields.get(f.name, f) for f in schema))
+        known = Schema(tuple(fields.get(f.name, f) for f in listing.schema))
+        schema = storage_schema(known, options, compression)  # only a shape that is known can be chunked
     sizes = listing.sizes.copy()
     for i, info in enumerate(infos):
         if info is not None:
             height, width = target_size(info.height, info.width, options)
             if options.encode == "raw":
-                sizes[i] = height * width * (pictures[0].shape[-1] or info.channels)
+                sizes[i] = height * width * (schema[pictures[0].name].shape[-1] or info.channels)
             else:  # re-encoded at about the same bits a pixel
                 sizes[i] = max(512, sizes[i] * height * width // (info.height * info.width))
     return schema, sizes
@@ -82,7 +84,7 @@ def _compression(source: Source, listing: Listing, options: Options) -> str:
             if isinstance(sample, BadItem):
                 continue
             for field in fields:
-                data = arrays.to_bytes(sample.payloads[field.name][:])[: 1 << 20]
+                data = arrays.to_bytes(sample.payloads[field.name])[: 1 << 20]
                 planes = np.frombuffer(data, np.uint8)
                 if options.format == "hdf5":
                     planes = np.ascontiguousarray(planes.reshape(-1, np.dtype(field.dtype).itemsize).T)

@@ -72,7 +72,7 @@ def make_plan(listing: Listing, options: Options, extension: str, sizes: Ints | 
 
 def key_hashes(keys: Sequence[str], seed: int, block: int = 1) -> Ints:
     """63-bit hash of each key, salted by the seed; runs of `block` rows share the hash of their first."""
-    salt = str(seed).encode()[:16]
+    salt = str(seed).encode()[:64]
     hashed = (
         int.from_bytes(hashlib.blake2b(keys[i].encode(), digest_size=8, key=salt).digest(), "little") >> 1
         for i in range(0, len(keys), block)
@@ -90,18 +90,22 @@ def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Seq
         return listing.split_names, listing.split_of
     if options.split is None:
         return ("train",), np.zeros(len(listing), np.int64)
-    edges = np.cumsum(list(options.split.values()))
+    fractions = np.array(list(options.split.values())) / sum(options.split.values())
     label = listing.schema.label
     classes = listing.columns["label"] if label is not None else np.zeros(len(listing), np.int64)
     split_of = np.empty(len(listing), np.int64)
     order = np.lexsort((hashes, classes))
     starts = np.flatnonzero(np.r_[True, np.diff(classes[order]) != 0]) if len(order) else np.empty(0, np.int64)
+    owed = np.zeros(len(fractions))  # what each split is short of over the classes so far [samples]
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-        members = order[start:stop]
-        # Rounded over all classes so far, so that fractions hold for the whole even when classes are tiny.
-        cuts = np.floor(edges[:-1] * stop + 0.5) - np.floor(edges[:-1] * start + 0.5)
-        cuts = np.maximum.accumulate(cuts)
-        split_of[members] = np.searchsorted(cuts, np.arange(len(members)), side="right")
+        ideal = fractions * (stop - start)
+        counts = np.floor(ideal + 1e-9).astype(np.int64)
+        owed += ideal - counts
+        # Whoever is owed most is rounded up, so that fractions hold for the whole even when classes are tiny.
+        up = np.argsort(-owed, kind="stable")[: stop - start - counts.sum()]
+        counts[up] += 1
+        owed[up] -= 1
+        split_of[order[start:stop]] = np.repeat(np.arange(len(fractions)), counts)
     return tuple(options.split), split_of
 
 

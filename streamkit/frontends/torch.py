@@ -42,12 +42,15 @@ class Batches(torch.utils.data.IterableDataset[Any]):
 
 
 class _DataLoader(torch.utils.data.DataLoader[Any]):
-    """A DataLoader that takes an epoch from the loader, in the main process, each time it is iterated."""
+    """A DataLoader that takes an epoch from the loader, in the main process, each time an iteration begins.
+
+    It begins with the first batch: Keras on PyTorch makes an iterator after every epoch that it never uses.
+    """
 
     def __iter__(self) -> Any:
         epoch, start = self.dataset.loader.begin_epoch()
         self.dataset.taken[:] = torch.tensor([epoch, start])
-        return super().__iter__()
+        yield from super().__iter__()
 
 
 def _tensors(value: Any) -> Any:

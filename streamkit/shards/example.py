@@ -69,8 +69,9 @@ def int64_entry(name: bytes, values: tuple[int, ...]) -> bytes:
 
 
 def float_entry(name: bytes, values: tuple[float, ...]) -> bytes:
-    """The whole map entry of a float list (float32)."""
-    packed = struct.pack(f"<{len(values)}f", *values)
+    """The whole map entry of a float list (float32; what is beyond it becomes infinite)."""
+    with np.errstate(over="ignore"):
+        packed = np.array(values, np.float64).astype("<f4").tobytes()
     return _message(1, _message(1, name) + _message(2, _message(2, _message(1, packed))))
 
 

@@ -40,6 +40,7 @@ FILTERS = {
 }
 FILTER_IDS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf", 32015: "zstd", 32004: "lz4", 32026: "blosc2"}
 _CHUNK_NBYTES = 64 << 10
+_MAX_ATTRIBUTE_NBYTES = 60_000
 
 
 def chunk_rows(sample_nbytes: int) -> int:
@@ -174,8 +175,18 @@ def _write_column(file: Any, field: Field, values: Sequence[Any]) -> None:
         file.create_dataset(f"{field.name}_offsets", data=np.array([0, *accumulate(map(len, data))], np.int64))
         return
     dataset = file.create_dataset(field.name, data=np.array(values, np.dtype(field.dtype).newbyteorder("<")))
-    if field.class_names:
-        dataset.attrs["class_names"] = np.array([name.encode() for name in field.class_names], "S")
+    _write_class_names(file, field, dataset)
+
+
+def _write_class_names(file: Any, field: Field, dataset: Any) -> None:
+    """As an attribute of the labels; as a dataset beside them where they are more than an attribute holds (64 KB)."""
+    if not field.class_names:
+        return
+    names = np.array([name.encode() for name in field.class_names], "S")
+    if names.nbytes <= _MAX_ATTRIBUTE_NBYTES:
+        dataset.attrs["class_names"] = names
+    else:
+        file.create_dataset(f"{field.name}_class_names", data=names)
 
 
 def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
@@ -275,8 +286,7 @@ def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -
                 layout[at : at + n] = h5py.VirtualSource(name, field.name, (n, *shape))
                 at += n
             dataset = out.create_virtual_dataset(field.name, layout)
-            if field.class_names:
-                dataset.attrs["class_names"] = np.array([c.encode() for c in field.class_names], "S")
+            _write_class_names(out, field, dataset)
 
 
 def _join_flat(out: Any, folder: Path, field: Field, shards: Sequence[tuple[str, int]]) -> None:

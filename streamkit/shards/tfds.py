@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from streamkit.errors import one_line
 from streamkit.manifest import Manifest, canonical
 from streamkit.schema import Field
 from streamkit.storage import write_atomic
@@ -69,4 +70,4 @@ def write_tfds_files(out: Path, manifest: Manifest) -> None:
     write_atomic(out / "dataset_info.json", canonical(info).encode())
     label = manifest.schema.label
     if label is not None and label.class_names is not None:
-        write_atomic(out / f"{label.name}.labels.txt", "".join(f"{n}\n" for n in label.class_names).encode())
+        write_atomic(out / f"{label.name}.labels.txt", "".join(f"{one_line(n)}\n" for n in label.class_names).encode())

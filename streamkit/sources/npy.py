@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,9 @@ class Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
 def read_header(head: bytes, size: int) -> Header:
     """Parse the first bytes of a .npy file of `size` bytes.
 
@@ -57,12 +61,13 @@ def read_header(head: bytes, size: int) -> Header:
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, fortran, dtype = read(stream, max_header_size=HEADER_NBYTES)
-    except KeyError:
-        raise BadNpy("a .npy version newer than 2.0") from None
-    except ValueError as error:
-        raise BadNpy(f"not a .npy file ({str(error).splitlines()[0]})") from None
+        if version not in _READERS:
+            raise ValueError(f"version {version} is newer than 2.0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # headers that Python 2 wrote
+            shape, fortran, dtype = _READERS[version](stream, max_header_size=HEADER_NBYTES)
+    except Exception as error:  # NumPy evaluates the header as Python, and its tokenizer and parser raise many kinds
+        raise BadNpy(f"not a .npy file ({(str(error) or type(error).__name__).splitlines()[0]})") from None
     if dtype.hasobject:
         raise BadNpy("object arrays are pickles, and those are refused", refused=True)
     if dtype.kind not in "biufc" or dtype.itemsize > 16:

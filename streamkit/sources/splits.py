@@ -25,7 +25,9 @@ SPLIT_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation":
 def split_folders(root: str | os.PathLike[str]) -> tuple[tuple[str, str], ...]:
     """(split, folder) pairs, sorted by folder, if every visible entry of `root` is a split folder; else ()."""
     with os.scandir(root) as entries:
-        shown = sorted(e.name for e in entries if not e.name.startswith(".") and (e.is_dir() or not _is_note(e.name)))
+        shown = sorted(
+            e.name for e in entries if not e.name.startswith(".") and (os.path.isdir(e.path) or not _is_note(e.name))
+        )
     if not shown or not all(name.lower() in SPLIT_OF_FOLDER for name in shown):
         return ()
     pairs = tuple((SPLIT_OF_FOLDER[name.lower()], name) for name in shown)

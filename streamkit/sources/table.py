@@ -15,6 +15,7 @@ other 1-D numbers become number columns.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,16 @@ from streamkit.codecs.sniff import looks_like
 from streamkit.errors import RefusedError, SourceError
 from streamkit.schema import Field, Schema
 from streamkit.sources import npy
+from streamkit.sources.folder import unreadable
 from streamkit.sources.listing import BadItem, Listing, RowKeys, Sample
 
 HDF5_EXTENSIONS = (".h5", ".hdf5")
 TABLE_EXTENSIONS = (".npy", ".npz", *HDF5_EXTENSIONS)
 LABEL_NAMES = ("label", "labels", "y")
 _ROWS_AT_ONCE_NBYTES = 16 << 20
+_MAX_GROUPS = 10_000
+# What zipfile, zlib, NumPy and h5py raise on files that are damaged, encrypted or no tables at all.
+_UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 def folder_table(root: Path) -> Table | None:
@@ -98,8 +103,11 @@ class Table:
             if array.shape[0] == n and (field := _field(name, array)).is_payload
         }
         readers = {name: _RowReader(array) for name, array in payloads.items()}
-        for row in rows.tolist():
-            yield Sample({name: reader.row(row) for name, reader in readers.items()})
+        for key, row in zip(keys, rows.tolist(), strict=True):
+            try:
+                yield Sample({name: reader.row(row) for name, reader in readers.items()})
+            except OSError as error:  # a damaged HDF5 chunk
+                yield BadItem(key, f"cannot be read: {error}")
 
     def _open(self) -> tuple[dict[str, Any], list[str]]:
         path = Path(self.paths[0])
@@ -118,7 +126,9 @@ class Table:
                 arrays, notices = _open_hdf5(path)
         except npy.BadNpy as error:
             raise (RefusedError if error.refused else SourceError)(str(error), path=path) from None
-        except (OSError, zipfile.BadZipFile) as error:
+        except PermissionError as error:
+            raise SourceError(unreadable(error), path=error.filename or path) from None
+        except _UNREADABLE as error:
             with path.open("rb") as file:
                 reason = looks_like(file.read(512))
             raise SourceError(
@@ -202,7 +212,14 @@ def _open_hdf5(path: Path) -> tuple[dict[str, Any], list[str]]:
     arrays: dict[str, Any] = {}
     notices: list[str] = []
 
+    met = set()  # hard links may make a group its own child
+
     def visit(group: Any, prefix: str) -> None:
+        address = h5py.h5o.get_info(group.id).addr
+        if address in met or len(met) > _MAX_GROUPS:
+            notices.append(f"{prefix}* was met before and was left")
+            return
+        met.add(address)
         for name in group:
             link = group.get(name, getlink=True)
             if not isinstance(link, h5py.HardLink):

@@ -40,7 +40,8 @@ class EpochReport(keras.callbacks.Callback):
     data_wait = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._step = self.model.train_function
+        # Asking for self.model in the middle of an epoch makes JAX write its state back to the model.
+        self._step, self._n_batches = self.model.train_function, self.model.steps_per_execution
         self.model.train_function = self._timed_step
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -64,7 +65,7 @@ class EpochReport(keras.callbacks.Callback):
             self._count(source)
             return self._step(*arguments)
         asked = time.perf_counter()
-        batches = list(itertools.islice(source, self.model.steps_per_execution))
+        batches = list(itertools.islice(source, self._n_batches))
         self._waited += time.perf_counter() - asked
         if not batches:
             raise StopIteration
