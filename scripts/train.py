@@ -11,9 +11,11 @@ import argparse
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import streamkit
+from streamkit.training.failures import streamkit_error
 
 
 class TrainError(streamkit.UsageError):
@@ -28,113 +30,102 @@ def image_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def positive(text: str) -> int:
-    """Parse a count of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-    return int(text)
+def at_least(low: int) -> Callable[[str], int]:
+    """A parser of whole numbers from `low` on."""
+
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"\d{1,9}", text) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} on")
+        return int(text)
+
+    return parse
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a small network on a streamkit dataset.",
-        epilog="example: train.py out/ --epochs 15 --image-size 96x96 --precision mixed_bfloat16",
+        epilog="example: train.py out/ --epochs 15 --image-size 96x96",
     )
     parser.add_argument("out", metavar="OUT", help="folder that `streamkit convert` made")
-    parser.add_argument("--epochs", type=positive, default=10, metavar="N", help="default: 10")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="samples a step, default: 32")
+    parser.add_argument("--epochs", type=at_least(1), default=10, metavar="N", help="default: 10")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="samples a step, default: 32")
     parser.add_argument("--image-size", type=image_size, metavar="HxW", help="resize images; needed if sizes differ")
     parser.add_argument("--precision", default="float32", choices=("float32", "mixed_float16", "mixed_bfloat16"))
-    parser.add_argument("--loader", choices=("tf", "keras"), help="tf.data or Sequence; default: what is installed")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, dropout and order, default: 0")
+    parser.add_argument("--loader", choices=("tf", "keras"), help="default: what suits the backend of Keras")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of weights and order, default: 0")
     return parser.parse_args()
 
 
-# What the dataset holds
+# What to learn from what
 
 
-def input_and_label(schema: Any) -> tuple[Any, Any]:
-    """The one field to learn from and the label to learn."""
+def input_and_label(schema: Any, size: tuple[int, int] | None) -> tuple[Any, Any]:
+    """The field to learn from and the label; says what is wrong before a framework is loaded."""
     label = schema.label
     if label is None or not label.class_names:
         raise TrainError("this dataset has no label with classes, so there is nothing to learn")
-    payloads = schema.payloads
-    if len(payloads) != 1 or payloads[0].kind not in ("image", "array"):
-        kinds = ", ".join(f"{field.name} ({field.kind})" for field in payloads)
+    if len(schema.payloads) != 1 or schema.payloads[0].kind not in ("image", "array"):
+        kinds = ", ".join(f"{field.name} ({field.kind})" for field in schema.payloads)
         raise TrainError(f"a sample holds {kinds}, expected one image or one array")
-    return payloads[0], label
-
-
-def check_shape(field: Any, size: tuple[int, int] | None) -> None:
-    """Say what is missing before a framework is loaded: samples of a batch must have the same shape."""
-    if field.kind == "image":
-        if size is None and None in field.shape[:2]:
-            raise TrainError("images differ in size, so they do not stack", hint="Pass --image-size HxW.")
-    elif size is not None:
+    field = schema.payloads[0]
+    if field.kind == "image" and size is None and None in field.shape[:2]:
+        raise TrainError("images differ in size, so they do not stack", hint="Pass --image-size HxW.")
+    if field.kind == "array" and size is not None:
         raise TrainError("--image-size is for images, and this dataset holds arrays")
-    elif None in field.shape or len(field.shape) != 2:
+    if field.kind == "array" and (len(field.shape) != 2 or None in field.shape):
         raise TrainError(f"arrays have shape {field.shape}, expected a fixed (time, channels)")
+    return field, label
 
 
 def split_names(manifest: Any) -> tuple[str, str | None]:
     """Which split to train on and which to validate on, if there is one."""
-    names = list(manifest.splits)
-    train = "train" if "train" in names else names[0]
-    if train != "train" and len(names) > 1:
-        raise TrainError(f"there is no split train; splits are {', '.join(names)}")
-    return train, next((name for name in ("val", "test") if name in names and name != train), None)
+    names = [name for name, split in manifest.splits.items() if split.samples]
+    if len(names) == 1:
+        return names[0], None
+    if "train" not in names:
+        raise TrainError(f"there is no split train with samples; splits are {', '.join(manifest.splits)}")
+    return "train", next((name for name in ("val", "test") if name in names), None)
 
 
 # The model
 
 
-def image_model(shape: tuple[int, int, int], n_classes: int) -> Any:
-    """uint8 images -> logits: separable convolutions, halving the map until its short side is at most 8."""
-    from keras import Sequential, layers
+def image_layers(shape: tuple[int, int, int]) -> list[Any]:
+    """uint8 images -> features: separable convolutions, halving the map until its short side is at most 4."""
+    from keras import layers
 
     large = min(shape[:2]) >= 64
+    side, filters = min(shape[:2]) // (2 if large else 1), 64
     # Images arrive as uint8, a quarter of float32's bytes to read, queue and copy to the device; scaling costs nothing.
     stack = [layers.Input(shape, dtype="uint8"), layers.Rescaling(1 / 127.5, offset=-1)]
     if large:
         stack += [layers.RandomFlip("horizontal"), layers.RandomTranslation(0.1, 0.1), layers.RandomZoom(0.1)]
-    stack += convolution(layers.Conv2D, 32, strides=2 if large else 1)
-    side, filters = min(shape[:2]) // (2 if large else 1), 64
-    while side > 8:
-        stack += [layers.MaxPooling2D(padding="same"), *convolution(layers.SeparableConv2D, filters)]
+    stack += normalised(layers.Conv2D(32, 3, strides=2 if large else 1, padding="same", use_bias=False))
+    while side > 4:
+        stack += [layers.MaxPooling2D(padding="same")]
+        stack += normalised(layers.SeparableConv2D(filters, 3, padding="same", use_bias=False))
         side, filters = (side + 1) // 2, min(2 * filters, 256)
-    return Sequential([*stack, layers.GlobalAveragePooling2D(), *head(n_classes)])
+    return [*stack, layers.GlobalAveragePooling2D()]
 
 
-def array_model(shape: tuple[int, int], dtype: str, n_classes: int) -> Any:
-    """(time, channels) arrays -> logits; the first normalisation learns the scale of the data."""
-    from keras import Sequential, layers
+def array_layers(shape: tuple[int, int], dtype: str) -> list[Any]:
+    """(time, channels) arrays -> features; the first normalisation learns the scale of the data."""
+    from keras import layers
 
-    stack = [
-        layers.Input(shape, dtype=dtype),
-        layers.Rescaling(1.0, dtype="float32"),
-        layers.BatchNormalization(momentum=0.9),
-    ]
+    # float32 up to the first normalisation: numbers as they were measured may exceed what half precision holds.
+    stack = [layers.Input(shape, dtype=dtype), layers.Rescaling(1.0, dtype="float32")]
+    stack += [layers.BatchNormalization(momentum=0.9, dtype="float32")]
     for filters in (32, 64, 64):
-        stack += [*convolution(layers.Conv1D, filters, 5), layers.MaxPooling1D(padding="same")]
-    return Sequential([*stack, layers.GlobalAveragePooling1D(), *head(n_classes)])
+        stack += normalised(layers.Conv1D(filters, 5, padding="same", use_bias=False))
+        stack += [layers.MaxPooling1D(padding="same")]
+    return [*stack, layers.GlobalAveragePooling1D()]
 
 
-def convolution(kind: Any, filters: int, width: int = 3, **options: Any) -> list[Any]:
+def normalised(convolution: Any) -> list[Any]:
     from keras import layers
 
-    # No bias: the normalisation that follows has one.
-    return [
-        kind(filters, width, padding="same", use_bias=False, **options),
-        layers.BatchNormalization(momentum=0.9),
-        layers.ReLU(),
-    ]
-
-
-def head(n_classes: int) -> list[Any]:
-    from keras import layers
-
-    # float32 whatever the precision: a softmax over half-precision logits loses small differences and overflows.
-    return [layers.Dropout(0.2), layers.Dense(n_classes, dtype="float32")]
+    # Keras' own momentum of 0.99 follows the data over hundreds of steps, and small datasets have a few an epoch.
+    return [convolution, layers.BatchNormalization(momentum=0.9), layers.ReLU()]
 
 
 # The loop
@@ -142,52 +133,57 @@ def head(n_classes: int) -> list[Any]:
 
 def train(args: argparse.Namespace) -> None:
     manifest = streamkit.open(args.out)
-    field, label = input_and_label(manifest.schema)
-    check_shape(field, args.image_size)
+    field, label = input_and_label(manifest.schema, args.image_size)
     train_split, val_split = split_names(manifest)
-    # Only looked for: with KERAS_BACKEND=jax or torch everything below works without TensorFlow.
-    with_tensorflow = importlib.util.find_spec("tensorflow") is not None
-    if args.loader == "tf" and not with_tensorflow:
+    # Only looked for, never imported: with KERAS_BACKEND=jax or torch the rest works without TensorFlow.
+    if args.loader == "tf" and importlib.util.find_spec("tensorflow") is None:
         raise TrainError("--loader tf needs TensorFlow, which is not installed", hint="Pass --loader keras.")
 
-    import keras
+    import keras  # here, so that a mistake in the arguments is told at once; picks the device by itself
 
     from streamkit.training.timing import EpochReport
 
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
 
-    load = streamkit.dataset if args.loader == "tf" else streamkit.sequence
-    options: dict[str, Any] = {"fields": (field.name, label.name), "image_size": args.image_size, "dtype": "uint8"}
+    loader = args.loader or ("tf" if keras.backend.backend() == "tensorflow" else "keras")
+    load = streamkit.dataset if loader == "tf" else streamkit.sequence
+    options = {"fields": (field.name, label.name), "image_size": args.image_size, "dtype": "uint8"}
     # Batches of one size only, so that the step is compiled once.
     batch_size = min(args.batch_size, manifest.split(train_split).samples)
-    data = load(args.out, split=train_split, batch_size=batch_size, seed=args.seed, drop_remainder=True, **options)
+    data = load(args.out, split=train_split, batch_size=batch_size, drop_remainder=True, seed=args.seed, **options)
     val_data = None
     if val_split is not None:
         val_data = load(args.out, split=val_split, batch_size=args.batch_size, shuffle=False, **options)
-    n_classes = len(label.class_names)
-    if field.kind == "image":
-        model = image_model((*(args.image_size or field.shape[:2]), 3), n_classes)
-    else:
-        model = array_model(field.shape, field.dtype, n_classes)
 
+    if field.kind == "image":
+        stack = image_layers((*(args.image_size or field.shape[:2]), 3))
+    else:
+        stack = array_layers(field.shape, field.dtype)
+    # The last layer is float32 whatever the precision: a softmax in half precision overflows and loses differences.
+    stack += [keras.layers.Dropout(0.2), keras.layers.Dense(len(label.class_names), dtype="float32")]
+    model = keras.Sequential(stack)
+    rate = keras.optimizers.schedules.CosineDecay(3e-3, args.epochs * len(data))
     model.compile(
-        optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(3e-3, args.epochs * len(data))),
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=0.05),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
-    # shuffle=False: the loader shuffles already, over the whole split; fit would only shuffle batches.
+    # shuffle=False: the loader shuffles already, over the whole split; fit would shuffle its batches once more.
     model.fit(data, validation_data=val_data, epochs=args.epochs, shuffle=False, verbose=0, callbacks=[EpochReport()])
 
 
 def main() -> int:
     try:
         train(parse_arguments())
-    except streamkit.StreamkitError as error:
-        print(f"{'train' if isinstance(error, TrainError) else 'streamkit'}: {error}", file=sys.stderr)
-        return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        known = streamkit_error(error)
+        if known is None:
+            raise
+        print(f"{'train' if isinstance(error, TrainError) else 'streamkit'}: {known}", file=sys.stderr)
+        return known.exit_code
     return 0
 
 

@@ -74,7 +74,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'streamkit' has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    module = importlib.import_module(_HOME[name])
+    value = module if name == "convert" else getattr(module, name)  # see streamkit/convert/__init__.py
     globals()[name] = value
     return value
 

@@ -15,8 +15,10 @@ the next few batches made ahead; the position to save is computed from the step,
 from __future__ import annotations
 
 import collections
+import itertools
 import operator
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -164,13 +166,17 @@ class Loader:
     _depth_limit = 8
 
     def _chunk_windows(self, n: int) -> tuple[Any, int]:
-        """Where chunks begin among the chosen rows, and how many are mixed at once, for chunked fields."""
-        chunked = [f for f in self._reader.fields if f.is_payload and f.chunk_rows is not None]
+        """Where chunks begin among the chosen rows, and how many are mixed at once, for chunked fields.
+
+        All fields of the dataset count, so that the order does not depend on which are asked for.
+        """
+        chunked = [f for f in self.schema.payloads if f.chunk_rows is not None]
         if not chunked:
             return None, 1
         widest = max(chunked, key=lambda f: f.chunk_rows or 0)
         of_row = np.zeros(self._reader.split.samples, np.int64)
-        of_row[self._reader.chunk_bounds(widest)[1:-1]] = 1
+        for start, stop in itertools.pairwise(self._reader.shard_starts.tolist()):
+            of_row[start : stop : widest.chunk_rows] = 1
         chunk = np.cumsum(of_row)
         chosen = chunk[self._rows(np.arange(n))]
         bounds = np.r_[0, np.flatnonzero(np.diff(chosen)) + 1, n].astype(np.int64)
@@ -285,7 +291,7 @@ class Loader:
             todo = iter(numbers)
             for number in todo:
                 waiting.append(pool.submit(make, number))
-                if len(waiting) >= self._depth():
+                if len(waiting) >= self.depth:
                     break
             while waiting:
                 made = waiting.popleft().result()
@@ -295,9 +301,11 @@ class Loader:
                 yield made
                 del made  # the batch is the caller's now; its buffer is free when they drop it
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            if not sys.is_finalizing():  # at the interpreter's end the threads are gone, and half of the modules
+                pool.shutdown(wait=False, cancel_futures=True)
 
-    def _depth(self) -> int:
+    @property
+    def depth(self) -> int:
         """Batches under way or waiting: as many as the budget holds, at least one."""
         wanted = self.num_workers + _PREFETCH
         return max(1, min(wanted, self._depth_limit, self.memory_budget // 2 // max(1, self.batch_nbytes)))
@@ -318,7 +326,7 @@ class Loader:
     def memory_bound(self) -> int:
         """What the loader's batches and decoded chunks take at most [B], whatever the dataset's size."""
         chunked = any(f.chunk_rows is not None for f in self._reader.fields)
-        return (self._depth() + self.num_workers + 1) * self.batch_nbytes + (self.memory_budget // 4 if chunked else 0)
+        return (self.depth + self.num_workers + 1) * self.batch_nbytes + (self.memory_budget // 4 if chunked else 0)
 
     # Resume
 

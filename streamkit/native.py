@@ -38,12 +38,15 @@ def _load() -> Any:
     if os.environ.get("STREAMKIT_NATIVE") == "0":
         return None
     for path in sorted(Path(__file__).parent.glob("_ranges*.so")):
-        library = ctypes.CDLL(str(path))
+        library = ctypes.CDLL(str(path), use_errno=True)
         if library.streamkit_supported():
             pointer, number = ctypes.c_void_p, ctypes.c_int64
             library.streamkit_read.restype = library.streamkit_copy.restype = number
             library.streamkit_read.argtypes = [ctypes.c_int, number] + [pointer] * 7
             library.streamkit_copy.argtypes = [number] + [pointer] * 7
+            library.streamkit_map.restype = pointer
+            library.streamkit_map.argtypes = [ctypes.c_int, number]
+            library.streamkit_unmap.argtypes = [pointer, number]
             return library
     return None
 
@@ -56,9 +59,18 @@ def available() -> bool:
     return _library is not None
 
 
-def guard() -> None:
-    """Make `copy` raise BadRange where a mapped file was cut. Called once for each file mapped."""
+def map_file(fd: int, nbytes: int) -> int:
+    """Map an open file; its address. `copy` from it raises BadRange where the file was cut. OSError when it cannot be."""
     _library.streamkit_guard()
+    address = _library.streamkit_map(fd, nbytes)
+    if not address:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return int(address)
+
+
+def unmapper() -> Any:
+    """The function (address, nbytes) that undoes `map_file`, for a finalizer to hold on to."""
+    return _library.streamkit_unmap
 
 
 def read(

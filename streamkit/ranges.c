@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -245,6 +246,16 @@ void streamkit_guard(void) {
     ours.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
     before = now;
     sigaction(SIGBUS, &ours, NULL);
+}
+
+/* Map a whole file of n bytes for reading; NULL with errno. Python's own mmap would keep a descriptor open for each. */
+void *streamkit_map(int fd, int64_t n) {
+    void *at = mmap(NULL, (size_t)n, PROT_READ, MAP_SHARED, fd, 0);
+    return at == MAP_FAILED ? NULL : at;
+}
+
+void streamkit_unmap(void *at, int64_t n) {
+    munmap(at, (size_t)n);
 }
 
 /* As streamkit_read, but from memory: range i begins at sources[i], in a mapped file. */

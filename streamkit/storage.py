@@ -12,12 +12,12 @@ b'2367'
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import threading
 import uuid
+import weakref
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,16 +134,12 @@ class Maps:
     """
 
     def __init__(self, files: Files, names: Sequence[str]) -> None:
-        self._held: list[mmap.mmap] = []
+        self._sizes = np.array([files.size(name) for name in names], np.int64)
         self._bases = np.zeros(len(names), np.int64)
-        native.guard()
-        for i, name in enumerate(names):
-            if files.size(name) == 0:
-                continue
-            with files._lease(name) as fd:
-                held = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
-            self._held.append(held)
-            self._bases[i] = np.frombuffer(held, np.uint8).ctypes.data
+        for i in np.flatnonzero(self._sizes).tolist():
+            with files._lease(names[i]) as fd:
+                self._bases[i] = native.map_file(fd, int(self._sizes[i]))
+        weakref.finalize(self, _unmap, native.unmapper(), self._bases, self._sizes).atexit = False
 
     def read(
         self,
@@ -157,6 +153,12 @@ class Maps:
         """Read ranges of the files with these numbers; the other arguments as `native.read`. The caller has checked
         that no range leaves its file. Raises BadRange."""
         native.copy(self._bases[numbers] + offsets, lengths, memory, places, crcs)
+
+
+def _unmap(unmap: Callable[[int, int], None], bases: Ints, sizes: Ints) -> None:
+    for base, size in zip(bases.tolist(), sizes.tolist(), strict=True):
+        if base:
+            unmap(base, size)
 
 
 def available_memory() -> int:

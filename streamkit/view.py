@@ -58,6 +58,10 @@ class View:
         pair = isinstance(size, tuple) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
         if size is not None and not pair:
             raise UsageError(f"image_size is {size!r}, expected (height, width)")
+        if self.crop not in (None, "random", "center"):
+            raise UsageError(f'crop is {self.crop!r}, expected "random", "center" or None')
+        if self.crop is not None and size is None:
+            raise UsageError(f"crop={self.crop!r} needs a size to resize to", hint="Pass image_size=(height, width).")
         if self.pad_to != "batch" and not (isinstance(self.pad_to, int) and self.pad_to > 0):
             raise UsageError(f'pad_to is {self.pad_to!r}, expected "batch" or a number of rows')
 

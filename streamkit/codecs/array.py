@@ -134,6 +134,48 @@ def _codec(name: str) -> Callable[[Any, int, int], Any]:
     return decode
 
 
+def _blosc2(data: Any, itemsize: int, nbytes: int) -> Any:
+    """The filter stores a frame of one chunk, whose values may lie in blocks of several axes.
+
+    Source: C-Blosc2, README_CFRAME_FORMAT.rst and README_B2ND_METALAYER.rst.
+    """
+    frame = bytes(data)
+    if frame[2:10] != b"b2frame\0":
+        raise BadArray("a blosc2 chunk that is no frame")
+    header_nbytes = int.from_bytes(frame[11:15], "big")
+    decoded_nbytes = int.from_bytes(frame[30:38], "big")
+    stored_nbytes = int.from_bytes(frame[39:47], "big")
+    if decoded_nbytes > 64 * nbytes + (1 << 20):
+        raise BadArray(f"a blosc2 chunk of {decoded_nbytes} bytes, expected {nbytes}")
+    decode = _codec("blosc2_decode")
+    if stored_nbytes == 0:  # no chunk, only its place in the list of offsets: a sign for "all zeros"
+        offset = bytes(decode(frame[header_nbytes:], 1, 8))
+        if offset[7] != 0x81:
+            raise BadArray(f"a blosc2 chunk of the special kind {offset[7]:#x}")
+        return bytes(nbytes)
+    values = decode(frame[header_nbytes : header_nbytes + stored_nbytes], itemsize, decoded_nbytes)
+    name = frame.find(b"\xa4b2nd\xd2", 0, header_nbytes)
+    return (
+        values if name < 0 else _in_order(values, frame, int.from_bytes(frame[name + 6 : name + 10], "big"), itemsize)
+    )
+
+
+def _in_order(values: Any, frame: bytes, at: int, itemsize: int) -> Any:
+    """Undo the blocks of several axes that the b2nd layer at byte `at` of a frame's header describes."""
+    n_axes = frame[at + 7]
+    chunk_at = at + 8 + 1 + 9 * n_axes + 1  # behind the shape; each size has a type byte in front
+    block_at = chunk_at + 5 * n_axes + 1
+    chunk, block = (
+        [int.from_bytes(frame[start + 5 * i + 1 : start + 5 * i + 5], "big") for i in range(n_axes)]
+        for start in (chunk_at, block_at)
+    )
+    n_blocks = [-(-c // b) for c, b in zip(chunk, block, strict=True)]
+    blocks = np.frombuffer(values, f"V{itemsize}").reshape(*n_blocks, *block)
+    axes = [axis for i in range(n_axes) for axis in (i, n_axes + i)]
+    whole = blocks.transpose(axes).reshape([n * b for n, b in zip(n_blocks, block, strict=True)])
+    return np.ascontiguousarray(whole[tuple(slice(c) for c in chunk)]).reshape(-1).view(np.uint8)
+
+
 # HDF5 filter name -> how to undo it: (data, itemsize, decoded size of the chunk) -> bytes-like.
 FILTERS: dict[str, Callable[[Any, int, int], Any]] = {
     "shuffle": _shuffle,
@@ -142,5 +184,5 @@ FILTERS: dict[str, Callable[[Any, int, int], Any]] = {
     "lzf": _lzf,
     "zstd": _codec("zstd_decode"),
     "lz4": _codec("lz4h5_decode"),
-    "blosc2": _codec("blosc2_decode"),
+    "blosc2": _blosc2,
 }

@@ -7,7 +7,7 @@ Pixels are uint8 (height, width, channels), upright (EXIF orientation applied). 
     16-bit gray            1 channel, the high byte of each value (as TensorFlow's decode_png)
     palette                3 channels, 4 with transparency
     gray + alpha, RGBA     4 channels; alpha is dropped, not blended, when 3 are asked for
-    CMYK, YCbCr, Lab       3 channels, by Pillow's conversion; `probe` says 4 for CMYK as stored
+    CMYK, YCbCr, Lab       3 channels, by Pillow's conversion; `probe` says 4 for a CMYK JPEG, as stored
     GIF, TIFF, WebP, MPO   the first frame
     float or 32-bit gray   refused: store such data as arrays
     =====================  ====================================================================
@@ -26,8 +26,10 @@ with an allow-list of formats.
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -111,8 +113,25 @@ def check(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
         except ValueError as error:
             raise BadImage(f"damaged JPEG: {error}") from None
     else:
+        check_crcs(data)
         decode(data, channels=3, max_pixels=max_pixels)
     return info
+
+
+def check_crcs(data: Any) -> None:
+    """Check the crcs of a PNG's critical chunks, because Pillow passes over them and TensorFlow's decoder does not.
+
+    Source: PNG specification, 5.3 and 5.4. Raises BadImage.
+    """
+    at = 8
+    while bytes(data[:8]) == b"\x89PNG\r\n\x1a\n" and at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 8 + length
+        if end + 4 > len(data):
+            return  # cut short, which decoding tells
+        if kind[:1].isupper() and zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise BadImage(f"damaged PNG: the crc of its {kind.decode('ascii', 'replace')} chunk is wrong")
+        at = end + 4
 
 
 class _Scratch(threading.local):
@@ -288,7 +307,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _n_channels(picture: Any) -> int:
-    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La", "CMYK") or "transparency" in picture.info:
+    if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         return 4
     return 1 if picture.mode in ("1", "L") or picture.mode.startswith("I;16") else 3
 

@@ -49,7 +49,7 @@ def _stored(field: Field, options: Options, compression: str) -> Field:
         field = dataclasses.replace(field, encoding="raw")
     elif field.kind != "array":
         return field
-    if compression == "none":
+    if compression == "none" or field.sample_nbytes == 0:
         return field
     if options.format == "tfrecord":
         return dataclasses.replace(field, encoding="zlib")
@@ -94,6 +94,7 @@ class Encoder:
             facts["format"] = info.format
             return data
         info = image.probe(data, options.max_pixels)
+        image.check_crcs(data)
         n_channels = 3 if info.format == "jpeg" and info.channels == 4 else info.channels
         if options.encode == "raw" and field.shape[-1] is not None:
             n_channels = field.shape[-1]
@@ -118,7 +119,10 @@ class Encoder:
         if name == "raw":
             facts[f"{field.name}.shape"] = pixels.shape
             return self._stored(field, arrays.to_bytes(pixels.copy()))
-        return image.encode(pixels, name, int(quality or (90 if name == "jpeg" else 100)))
+        try:
+            return image.encode(pixels, name, int(quality or (90 if name == "jpeg" else 100)))
+        except ValueError as error:  # every format has a largest side: JPEG 65500 pixels, WebP 16383
+            raise image.BadImage(f"{target[1]}x{target[0]} pixels cannot be stored as {name}: {error}") from None
 
     def _array(self, field: Field, value: Any, facts: dict[str, Any]) -> Any:
         if value.dtype.newbyteorder("=") != np.dtype(field.dtype):

@@ -1,17 +1,17 @@
 """The journal of a conversion under way: a lock, the plan's identity, and one part for each finished shard.
 
     OUT/.streamkit/lock                 held (flock) by the converter at work; pid, host and start time inside
-    OUT/.streamkit/plan.json            options and source fingerprint: continuing with others is refused
+    OUT/.streamkit/plan.json            options: continuing with others is refused
     OUT/.streamkit/SHARD.part           the shard's index rows (Arrow), written after the shard itself
 
-A shard counts as finished when its part is there and names the shard's size; so killing a converter anywhere loses the
-shard under way at most. The folder goes when the manifest is published.
+A shard counts as finished when its part is there, names the shard's size, and was made of the same items; so killing a
+converter anywhere loses the shard under way at most, and after mending the source only shards whose items changed are
+written again. The folder goes when the manifest is published.
 
     >>> import tempfile, pathlib
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> with Journal(folder, {"seed": 0}) as journal:
-    ...     journal.finished(["train-00000.tfrecord"])
-    {}
+    ...     journal.finished("train-00000.tfrecord")
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import blake3
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from streamkit.errors import BusyError, UsageError
 from streamkit.index import column, strings
 from streamkit.manifest import WORK_FOLDER, Shard, canonical
+from streamkit.schema import Schema
 from streamkit.shards.record import Places
 from streamkit.sources.listing import BadItem
 from streamkit.storage import replacing, write_atomic
@@ -40,31 +44,40 @@ from streamkit.storage import replacing, write_atomic
 
 @dataclass(frozen=True)
 class Part:
-    """What is known of a finished shard besides its index rows: the shard, facts of its items, items left out."""
+    """What is known of a finished shard besides its index rows.
+
+    Attributes:
+        shard: the shard.
+        facts: facts of its items, see `summarise`.
+        bad: items left out.
+        items: digest of what it was made of, see `items_digest`.
+    """
 
     shard: Shard
     facts: Mapping[str, Any]
     bad: tuple[BadItem, ...]
+    items: str
 
     def to_json(self) -> str:
-        return json.dumps({"shard": asdict(self.shard), "facts": self.facts, "bad": self.bad})
+        return json.dumps({"shard": asdict(self.shard), "facts": self.facts, "bad": self.bad, "items": self.items})
 
     @classmethod
     def parse(cls, text: bytes) -> Part:
         data = json.loads(text)
-        return cls(Shard(**data["shard"]), data["facts"], tuple(BadItem(*item) for item in data["bad"]))
+        bad = tuple(BadItem(*item) for item in data["bad"])
+        return cls(Shard(**data["shard"]), data["facts"], bad, data["items"])
 
 
 class Journal:
-    """Owns the work folder and its lock.
+    """Owns the work folder and its lock. `anew`: drop what a conversion with other options left there.
 
     Raises (on entry):
         BusyError: another converter holds the lock.
-        UsageError: the work folder belongs to a conversion with other options or another source.
+        UsageError: the work folder belongs to a conversion with other options, and not `anew`.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any]) -> None:
-        self.out, self.folder, self.identity = out, out / WORK_FOLDER, identity
+    def __init__(self, out: Path, identity: Mapping[str, Any], anew: bool = False) -> None:
+        self.out, self.folder, self.identity, self.anew = out, out / WORK_FOLDER, identity, anew
 
     def __enter__(self) -> Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -90,6 +103,10 @@ class Journal:
         plan = self.folder / "plan.json"
         text = canonical(self.identity)
         if plan.exists() and (old_text := plan.read_text()) != text:
+            if self.anew:
+                self.remove_strays(set())
+                write_atomic(plan, text.encode())
+                return
             old = json.loads(old_text)
             differs = [
                 f"{name} was {old.get(name)!r}, is {value!r}"
@@ -105,16 +122,13 @@ class Journal:
         if not plan.exists():
             write_atomic(plan, text.encode())
 
-    def finished(self, files: Iterable[str]) -> dict[str, Part]:
-        """Parts of those of `files` that are finished."""
-        out = {}
-        for file in files:
-            path = self._part(file)
-            if path.exists() and (self.out / file).exists():
-                part = Part.parse(read_part(path)[0].schema.metadata[b"streamkit"])
-                if (self.out / file).stat().st_size == part.shard.nbytes:
-                    out[file] = part
-        return out
+    def finished(self, file: str) -> Part | None:
+        """The part of a shard if it is finished."""
+        path = self._part(file)
+        if not path.exists() or not (self.out / file).exists():
+            return None
+        part = Part.parse(read_part(path)[0].schema.metadata[b"streamkit"])
+        return part if (self.out / file).stat().st_size == part.shard.nbytes else None
 
     def tables(self, file: str) -> tuple[pa.Table, pa.Table | None]:
         """Index rows and chunk rows of a finished shard."""
@@ -123,9 +137,32 @@ class Journal:
     def _part(self, file: str) -> Path:
         return self.folder / f"{file}.part"
 
+    def remove_strays(self, files: set[str]) -> None:
+        """Delete what killed converters left: temporary files, and shards and parts that are not among `files`."""
+        for path in [*self.out.iterdir(), *self.folder.iterdir()]:
+            shard = path.name.removesuffix(".part")
+            if _TEMPORARY.fullmatch(path.name) or (_SHARD.fullmatch(shard) and shard not in files):
+                path.unlink()
+
     def remove(self) -> None:
         """Delete the work folder: the dataset is published."""
         shutil.rmtree(self.folder)
+
+
+_TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{12}")
+_SHARD = re.compile(r"[A-Za-z][A-Za-z0-9_]*-\d{5,}\.(tfrecord|h5)")
+
+
+def items_digest(
+    keys: Sequence[str], sizes: npt.NDArray[Any], columns: Mapping[str, npt.NDArray[Any]], schema: Schema
+) -> str:
+    """BLAKE3 digest (hex) of what a shard is made of: its items, their columns, and how they are stored."""
+    hasher = blake3.blake3(canonical(schema.to_json()).encode())
+    hasher.update("\0".join(keys).encode())
+    hasher.update(np.ascontiguousarray(sizes).tobytes())
+    for _, values in sorted(columns.items()):
+        hasher.update(np.ascontiguousarray(values).tobytes())
+    return hasher.hexdigest()
 
 
 def write_part(folder: Path, part: Part, index: pa.Table, chunks: pa.Table | None) -> None:

@@ -96,8 +96,7 @@ def publish(
     for shard in plan.shards:
         if not parts[shard.file].shard.samples:
             (out / shard.file).unlink(missing_ok=True)  # every item of it was skipped
-    for stray in out.glob(".*.tmp-*"):
-        stray.unlink()  # left by a killed converter
+    journal.remove_strays({shard.file for shard in plan.shards})
     write_atomic(out / FILE_NAME, manifest.dump().encode())
     journal.remove()
     sync_folder(out)
@@ -149,7 +148,7 @@ def _extras(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> None:
 
         write_tfds_files(out, manifest)
     else:
-        from streamkit.shards.hdf5 import join_shards
+        from streamkit.shards.joined import join_shards
 
         for split in manifest.splits.values():
             with replacing(out / f"{split.name}.h5") as path:

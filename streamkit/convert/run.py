@@ -18,13 +18,13 @@ from typing import Any
 
 from streamkit.codecs import image
 from streamkit.convert.executor import Progress, run_here, run_in_pool
-from streamkit.convert.journal import Journal, Part
+from streamkit.convert.journal import Journal, Part, items_digest
 from streamkit.convert.measure import measure
 from streamkit.convert.options import Options
-from streamkit.convert.plan import Plan, make_plan
+from streamkit.convert.plan import Plan, ShardPlan, make_plan
 from streamkit.convert.publish import publish, source_facts
 from streamkit.convert.work import Job
-from streamkit.errors import RefusedError, SourceError, StreamkitError, UsageError
+from streamkit.errors import SourceError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
@@ -144,11 +144,10 @@ def convert(
     if done is not None:
         return _finish(report, started, manifest=done, already_done=True)
     target = final if not overwrite else final.with_name(f".{final.name}.new")
-    identity = {"source": facts["fingerprint"], **options.to_json(), "on_bad": on_bad}
     try:
-        with Journal(target, identity) as journal:
+        with Journal(target, options.to_json(), anew=overwrite) as journal:
             parts = _write_shards(opened, listing, plan, schema, options, journal, workers, on_bad == "skip", progress)
-            bad = (*listing.bad, *(b for part in parts.values() for b in part.bad))
+            bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
             manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
     except OSError as error:
         raise os_error(error, error.filename or target) from error
@@ -169,11 +168,15 @@ def _check_paths(src: Path, out: Path) -> None:
         raise UsageError("source and output lie inside one another", path=out, hint="Choose an output elsewhere.")
     if out.is_file():
         raise UsageError("the output is a file", path=out, hint="Choose a folder that is new or empty.")
+    if not str(inner).isascii() and any("\ud800" <= c <= "\udfff" for c in str(inner)):
+        raise UsageError("the output's path is no UTF-8, which Parquet's library needs", path=out)
 
 
 def _already_there(out: Path, options: Options, facts: Mapping[str, Any], overwrite: bool) -> Manifest | None:
     """The finished dataset at `out` if it is the one asked for; None when there is work to do."""
-    if overwrite or not out.exists():
+    if not out.exists():
+        return None
+    if overwrite and (out / FILE_NAME).exists():
         return None
     if (out / FILE_NAME).exists():
         there = Manifest.load(out)
@@ -186,6 +189,9 @@ def _already_there(out: Path, options: Options, facts: Mapping[str, Any], overwr
         if there.source.get("fingerprint") != facts["fingerprint"]:
             differs.append("the source has changed")
         if not differs:
+            if (out / WORK_FOLDER).exists():  # killed between the manifest and the end
+                with Journal(out, asked, anew=True) as journal:
+                    journal.remove()
             return there
         raise UsageError(
             f"the output holds another dataset: {'; '.join(differs)}", path=out, hint="Pass --overwrite to replace it."
@@ -207,16 +213,15 @@ def _swap(new: Path, final: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def bad_items(bad: tuple[BadItem, ...], n_items: int) -> StreamkitError:
+def bad_items(bad: tuple[BadItem, ...], n_items: int) -> SourceError:
     """The error that ends a conversion under --on-bad fail; `.bad` lists every item."""
     first = "; ".join(f"{b.key}: {b.reason}" for b in bad[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    kind = RefusedError if all(b.refused for b in bad) else SourceError
-    error = kind(
+    error = SourceError(
         f"{len(bad)} of {n_items} items cannot be converted ({first}{more})",
         hint="Nothing was published. Mend or remove them and run it again, or pass --on-bad skip.",
     )
-    error.bad = tuple((b.key, b.reason) for b in bad)  # type: ignore[union-attr]
+    error.bad = tuple((b.key, b.reason) for b in bad)
     return error
 
 
@@ -232,7 +237,11 @@ def _write_shards(
     progress: Callable[[int], Progress] | None,
 ) -> dict[str, Part]:
     """Write every shard that the journal does not have. Raises SourceError after the last one if items are bad."""
-    parts = journal.finished(shard.file for shard in plan.shards)
+    parts: dict[str, Part] = {}
+    for shard in plan.shards:
+        part = journal.finished(shard.file)
+        if part is not None and part.items == _items(shard, listing, schema) and (keep_going or not part.bad):
+            parts[shard.file] = part
     tick = progress(len(listing)) if progress is not None else None
     bad: list[BadItem] = [] if keep_going else list(listing.bad)
 
@@ -244,7 +253,8 @@ def _write_shards(
                 continue
             keys = [listing.keys[i] for i in shard.rows.tolist()]
             columns = {name: values[shard.rows] for name, values in listing.columns.items()}
-            yield Job(source, keys, columns, schema, options, journal.out, shard.file, keep_going)
+            items = _items(shard, listing, schema)
+            yield Job(source, keys, columns, schema, options, journal.out, shard.file, keep_going, items)
 
     n_todo = len(plan.shards) - len(parts)
     n_workers = min(workers or len(os.sched_getaffinity(0)), n_todo)
@@ -255,6 +265,12 @@ def _write_shards(
             bad += result
     if bad:
         raise bad_items(tuple(sorted(bad)), len(listing) + len(listing.bad))
-    if not any(part.shard.samples for part in parts.values()):
-        raise SourceError("no item could be converted", hint="See the reasons with --on-bad fail.")
+    for name in plan.splits:
+        if not any(parts[shard.file].shard.samples for shard in plan.shards if shard.split == name):
+            raise SourceError(f"no item of split {name!r} could be converted", hint="See why with --on-bad fail.")
     return parts
+
+
+def _items(shard: ShardPlan, listing: Listing, schema: Schema) -> str:
+    columns = {name: values[shard.rows] for name, values in listing.columns.items()}
+    return items_digest([listing.keys[i] for i in shard.rows.tolist()], listing.sizes[shard.rows], columns, schema)

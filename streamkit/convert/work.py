@@ -34,7 +34,7 @@ _FACT_TYPES = {"width": np.int32, "height": np.int32, "channels": np.uint8, "ori
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to write. `keep_going`: leave bad items out instead of giving the shard up."""
+    """One shard to write. `keep_going`: leave bad items out instead of giving the shard up; `items`: see `items_digest`."""
 
     source: Source
     keys: Sequence[str]
@@ -44,6 +44,7 @@ class Job:
     out: Path
     file: str
     keep_going: bool
+    items: str
 
     def run(self, progress: Callable[[int], None] | None = None) -> Part:
         """Write the shard and its part. With bad items and not `keep_going`, nothing is written."""
@@ -79,7 +80,7 @@ class Job:
             if bad and not self.keep_going:
                 raise _GaveUp(tuple(bad))
             shard = Shard(self.file, places.n, path.stat().st_size, file_digest(path))
-        part = Part(shard, summarise(facts), tuple(bad))
+        part = Part(shard, summarise(facts), tuple(bad), self.items)
         columns = {name: values[rows] for name, values in self.columns.items()}
         index = index_table(self.schema, self.file, keys, columns, facts, places)
         write_part(self.out / WORK_FOLDER, part, index, chunk_table(places, self.file))

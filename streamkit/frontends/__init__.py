@@ -29,7 +29,7 @@ class Loader(loader.Loader):
         return as_tf(self)
 
     def as_keras(self, **options: Any) -> keras.utils.PyDataset:
-        """A `keras.utils.PyDataset` of the batches; `options` are workers, use_multiprocessing and max_queue_size."""
+        """A `keras.utils.PyDataset` of the batches; `options`: workers (threads that read ahead) and max_queue_size."""
         from streamkit.frontends.keras import as_keras
 
         return as_keras(self, **options)
@@ -62,7 +62,8 @@ def sequence(path: str | os.PathLike[str], **options: Any) -> keras.utils.PyData
 
     Args:
         path: the dataset's folder.
-        **options: as `streamkit.Loader`; and workers, use_multiprocessing, max_queue_size as `keras.utils.PyDataset`.
+        **options: as `streamkit.Loader`; and workers, max_queue_size and use_multiprocessing as `keras.utils.PyDataset`
+            (reading ahead is done in threads of its own either way).
 
     Pass `shuffle=False` to `fit`: the order is shuffled already, and Keras would shuffle batches by its own random state.
     """

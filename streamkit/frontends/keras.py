@@ -1,74 +1,115 @@
-"""Keras: the loader as a `keras.utils.PyDataset`, pure in its index and right in threads and processes.
+"""Keras: the loader as a `keras.utils.PyDataset`, pure in its index, reading ahead in its own threads.
 
-Keras fires on_epoch_end once while it builds a model, so an epoch counts only when on_epoch_begin came before; and a
-worker's copy of the dataset never hears of epochs, so the number travels in shared memory.
+Keras' own workers are not used, whatever `workers` and `use_multiprocessing` say: its enqueuer keeps batches that were
+made ahead when an epoch ends early and delivers them in the next one (keras 3.15: on JAX and PyTorch, fit's peek at the
+first batch is such an end), so samples would repeat and others go missing. Threads of the loader decode outside Python's
+lock, so processes would gain nothing.
 
-    >>> EpochCounter().current
+    >>> epochs = EpochCounter()
+    >>> epochs.begin(); epochs.ask(0); epochs.end(n_batches=5); epochs.current    # fit's peek is no epoch
     0
+    >>> epochs.begin(); epochs.ask(0); epochs.ask(1); epochs.end(n_batches=5); epochs.current
+    1
 """
 
 from __future__ import annotations
 
-import multiprocessing
+import threading
 import warnings
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import keras
+
+from streamkit.errors import UsageError
 
 if TYPE_CHECKING:
     from streamkit.frontends import Loader
 
 
 class EpochCounter:
-    """The number of the epoch under way, shared with forked and spawned workers."""
+    """The number of the epoch under way.
+
+    An epoch is a completed on_epoch_begin/on_epoch_end pair; but on TensorFlow fit ends one that never began while it
+    builds the model, and on JAX and PyTorch one of which it asked the first batch only.
+    """
 
     def __init__(self, first: int = 0) -> None:
-        self._value = multiprocessing.Value("q", first)
-        self._begun = False
-
-    @property
-    def current(self) -> int:
-        return int(self._value.value)
+        self.current = first
+        self.begun = False
+        self._furthest = -1
 
     def begin(self) -> None:
-        self._begun = True
+        self.begun, self._furthest = True, -1
 
-    def end(self) -> None:
-        """Count the epoch if it was begun; Keras' building of a model ends one that never was."""
-        if self._begun:
-            self._value.value += 1
-        self._begun = False
+    def ask(self, batch: int) -> None:
+        self._furthest = max(self._furthest, batch)
+
+    def end(self, n_batches: int) -> None:
+        if self.begun and self._furthest >= min(1, n_batches - 1):
+            self.current += 1
+        self.begun = False
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of a loader by number. An epoch is a completed on_epoch_begin/on_epoch_end pair.
+    """Batches of a loader by number, in the order of the epoch under way.
 
     Attributes:
         loader: the engine behind it.
         class_names: names of the classes.
     """
 
-    def __init__(self, loader: Loader, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self, loader: Loader, workers: int = 1, use_multiprocessing: bool = False, max_queue_size: int = 10
+    ) -> None:
+        super().__init__(workers=1, use_multiprocessing=False, max_queue_size=max_queue_size)
         self.loader = loader
         self.class_names = loader.class_names
         self._epochs = EpochCounter(loader.epoch)
-        self._last = -1
+        self._n_threads = max(workers, loader.num_workers)
+        self._n_ahead = min(loader.depth, max_queue_size)
+        self._previous = -1
         self._warned = False
+        self._start()
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        self._ahead: dict[int, Future[Any]] = {}
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __getitem__(self, index: int) -> Any:
-        epoch = self._epochs.current
-        if not self._warned and self.workers <= 1 and self._last not in (-1, len(self) - 1) and index > self._last + 1:
+        index = int(index)
+        with self._lock:
+            self._epochs.ask(index)
+            self._warn_of_shuffling(index)
+            made = self._ahead.pop(index, None)
+            if self._epochs.begun and self._n_threads and self._n_ahead:
+                self._read_ahead(index)
+            epoch = self._epochs.current
+        return self.loader.batch(epoch, index) if made is None else made.result()
+
+    def _read_ahead(self, index: int) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="streamkit")
+        following = range(index + 1, min(index + 1 + self._n_ahead, len(self)))
+        for stale in set(self._ahead) - set(following):  # asked for out of order
+            self._ahead.pop(stale).cancel()
+        for i in following:
+            if i not in self._ahead:
+                self._ahead[i] = self._pool.submit(self.loader.batch, self._epochs.current, i)
+
+    def _warn_of_shuffling(self, index: int) -> None:
+        expected = self._previous + 1
+        if self._epochs.begun and not self._warned and index != expected:
             self._warned = True
             warnings.warn(
                 "Batches are asked for out of order: pass shuffle=False to fit(); the order is shuffled already.",
-                stacklevel=2,
+                stacklevel=3,
             )
-        self._last = index
-        return self.loader.batch(epoch, int(index))
+        self._previous = index
 
     @property
     def epoch(self) -> int:
@@ -76,16 +117,33 @@ class Batches(keras.utils.PyDataset):
         return self._epochs.current
 
     def on_epoch_begin(self) -> None:
-        self._epochs.begin()
+        with self._lock:
+            self._previous = -1
+            self._epochs.begin()
 
     def on_epoch_end(self) -> None:
-        self._epochs.end()
+        with self._lock:
+            self._epochs.end(len(self))
+            self._ahead.clear()
+            if self._pool is not None:
+                self._pool.shutdown(wait=False, cancel_futures=True)
+                self._pool = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_pool", "_ahead")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
 
 
 def as_keras(loader: Loader, **options: Any) -> Batches:
     """See `Loader.as_keras`."""
     if loader.batch_size is None:
-        from streamkit.errors import UsageError
-
         raise UsageError("a Sequence delivers batches", hint="Pass batch_size=.")
+    if loader.resumed:
+        raise UsageError(
+            "a Sequence cannot begin in the middle of an epoch: Keras counts its batches from 0",
+            hint="Iterate the loader or loader.as_tf() instead.",
+        )
     return Batches(loader, **options)

@@ -14,8 +14,10 @@ h5py lays out the file; payload bytes of contiguous datasets are then written at
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -61,10 +63,17 @@ class HDF5:
     def write_shard(self, path: Path, schema: Schema, records: Iterable[Record]) -> Places:
         rows = list(records)
         n = len(rows)
-        with h5py.File(path, "w", libver="earliest", track_order=False) as file:
-            addresses = {f.name: _create(file, f, rows) for f in schema.payloads}
-            for field in schema.columns:
-                _write_column(file, field, [row.columns[field.name] for row in rows])
+        _make_room(
+            path, sum(len(row.payloads[f.name]) for f in schema.payloads if f.chunk_rows is None for row in rows)
+        )
+        try:
+            with h5py.File(path, "w", libver="earliest", track_order=False) as file:
+                addresses = {f.name: _create(file, f, rows) for f in schema.payloads}
+                for field in schema.columns:
+                    _write_column(file, field, [row.columns[field.name] for row in rows])
+        except RuntimeError as error:  # what h5py makes of a write that fails while closing
+            number = re.search(r"errno = (\d+)", str(error))
+            raise OSError(int(number[1]) if number else errno.EIO, str(error).splitlines()[0]) from None
         ranges: dict[str, npt.NDArray[Any]] = {}
         fd = os.open(path, os.O_RDWR)
         try:
@@ -98,6 +107,15 @@ class HDF5:
             reason = str(error) or type(error).__name__
             raise DamagedError(f"cannot be read as a shard: {reason}", shard=path.name) from None
         return Places(n, ranges | chunk_ranges, chunks)
+
+
+def _make_room(path: Path, nbytes: int) -> None:
+    """Let a full disk or a file size limit show itself before libhdf5 meets it: that would leave its file open."""
+    with open(path, "wb") as file:
+        file.truncate(nbytes)
+    disk = os.statvfs(path.parent)
+    if disk.f_bavail * disk.f_frsize < nbytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _create(file: Any, field: Field, rows: Sequence[Record]) -> int:
@@ -175,10 +193,10 @@ def _write_column(file: Any, field: Field, values: Sequence[Any]) -> None:
         file.create_dataset(f"{field.name}_offsets", data=np.array([0, *accumulate(map(len, data))], np.int64))
         return
     dataset = file.create_dataset(field.name, data=np.array(values, np.dtype(field.dtype).newbyteorder("<")))
-    _write_class_names(file, field, dataset)
+    write_class_names(file, field, dataset)
 
 
-def _write_class_names(file: Any, field: Field, dataset: Any) -> None:
+def write_class_names(file: Any, field: Field, dataset: Any) -> None:
     """As an attribute of the labels; as a dataset beside them where they are more than an attribute holds (64 KB)."""
     if not field.class_names:
         return
@@ -197,8 +215,9 @@ def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -
     for start in range(0, len(payloads), 512):  # IOV_MAX is 1024
         some = payloads[start : start + 512]
         wanted = int(lengths[start : start + 512].sum())
-        if wanted and os.pwritev(fd, some, at) != wanted:
-            os.pwrite(fd, b"".join(some), at)  # a short write: disk full shows itself as an error here
+        done = os.pwritev(fd, some, at) if wanted else 0
+        while done < wanted:  # a short write: when the disk is full, the next one shows it
+            done += os.pwrite(fd, memoryview(b"".join(some))[done:], at + done)
         at += wanted
     return range_columns(field.name, offsets, lengths, crcs)
 
@@ -263,51 +282,3 @@ def _chunk_places(path: Path, schema: Schema, n: int) -> tuple[dict[str, Any], d
             crcs.append(crc32c(raw.read(length)))
     chunks = range_columns("c", offsets, lengths, crcs)
     return ranges, {name.removeprefix("c."): values for name, values in chunks.items()}
-
-
-def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -> None:
-    """Write `train.h5`: every field of all shards as one virtual dataset; flat payloads with real global offsets.
-
-    Args:
-        path: the file to write, in the folder of the shards.
-        shards: (file name, samples), in order.
-    """
-    total = sum(n for _, n in shards)
-    with h5py.File(path, "w", libver="earliest") as out:
-        for field in schema:
-            if is_flat(field) or field.kind == "string":
-                _join_flat(out, path.parent, field, shards)
-                continue
-            shape = tuple(int(d) for d in field.shape if d is not None)
-            dtype = np.dtype(field.dtype).newbyteorder("<")
-            layout = h5py.VirtualLayout((total, *shape), dtype)
-            at = 0
-            for name, n in shards:
-                layout[at : at + n] = h5py.VirtualSource(name, field.name, (n, *shape))
-                at += n
-            dataset = out.create_virtual_dataset(field.name, layout)
-            _write_class_names(out, field, dataset)
-
-
-def _join_flat(out: Any, folder: Path, field: Field, shards: Sequence[tuple[str, int]]) -> None:
-    offsets, shapes, sizes, described = [np.zeros(1, np.int64)], [], [], None
-    for name, _ in shards:
-        with h5py.File(folder / name, "r") as file:
-            own = file[f"{field.name}_offsets"][:]
-            offsets.append(own[1:] + offsets[-1][-1])
-            sizes.append(int(own[-1]))
-            described = file[field.name].attrs.get("streamkit", described)
-            if f"{field.name}_shapes" in file:
-                shapes.append(file[f"{field.name}_shapes"][:])
-    layout = h5py.VirtualLayout((sum(sizes),), np.uint8)
-    at = 0
-    for (name, _), size in zip(shards, sizes, strict=True):
-        if size:
-            layout[at : at + size] = h5py.VirtualSource(name, field.name, (size,))
-        at += size
-    dataset = out.create_virtual_dataset(field.name, layout)
-    if described is not None:
-        dataset.attrs["streamkit"] = described
-    out.create_dataset(f"{field.name}_offsets", data=np.concatenate(offsets))
-    if shapes:
-        out.create_dataset(f"{field.name}_shapes", data=np.concatenate(shapes))

@@ -57,7 +57,7 @@ class TFRecord:
         entries = _entries(schema)
         n = at = pending = 0
         parts: list[Any] = []
-        with open(path, "wb", buffering=0) as file:
+        with open(path, "wb") as file:  # not unbuffered: a raw write may be short and raise nothing
             for record in records:
                 pieces: list[Any] = []
                 size = 0
@@ -147,11 +147,9 @@ def read_records(path: Path) -> Iterator[tuple[int, memoryview]]:
         DamagedError: the file is missing, a crc differs, or it ends inside a record.
     """
     at = n = 0
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
-        raise DamagedError("this shard is missing", shard=path.name) from None
-    with file:
+    if not path.is_file():
+        raise DamagedError("this shard is missing", shard=path.name)
+    with open(path, "rb") as file:
         while head := file.read(12):
             if len(head) < 12 or masked(crc32c(head[:8])) != _CRC.unpack(head[8:])[0]:
                 raise DamagedError("the record's length is damaged", shard=path.name, record=n, offset=at)

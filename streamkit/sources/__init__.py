@@ -18,6 +18,7 @@ from streamkit.sources.folder import ArrayFolder, ImageFolder, scan
 from streamkit.sources.listing import BadItem, Listing, Sample, Source
 from streamkit.sources.splits import SplitFolders, split_folders
 from streamkit.sources.table import TABLE_EXTENSIONS, Table, folder_table
+from streamkit.storage import os_error
 
 __all__ = ["BadItem", "Listing", "Sample", "Source", "open_source"]
 
@@ -39,10 +40,15 @@ def open_source(path: str | os.PathLike[str]) -> Source:
                 f"this is no table of samples (known: {known})", path=root, hint="Give the folder instead."
             )
         return Table((str(root),))
-    splits = split_folders(root)
-    if splits:
-        return SplitFolders(tuple((name, folder, _folder_source(root / folder)) for name, folder in splits))
-    return _folder_source(root)
+    if not root.is_dir():
+        raise UsageError("this is neither a folder nor a file", path=root)
+    try:
+        splits = split_folders(root)
+        if splits:
+            return SplitFolders(tuple((name, folder, _folder_source(root / folder)) for name, folder in splits))
+        return _folder_source(root)
+    except OSError as error:
+        raise os_error(error, error.filename or root) from error
 
 
 def _folder_source(root: Path) -> Source:
@@ -56,7 +62,7 @@ def _folder_source(root: Path) -> Source:
         )
     if found.n_arrays:
         return ArrayFolder(str(root), found)
-    if found.n_images:
+    if found.n_images or found.bad:
         return ImageFolder(str(root), found)
     others = ", ".join(f"{n} x {ext or 'no extension'}" for ext, n in sorted(found.others.items())[:8])
     raise SourceError(

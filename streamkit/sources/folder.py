@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from streamkit.codecs.image import EXTENSIONS
-from streamkit.errors import SourceError
 from streamkit.schema import Field, Schema
 from streamkit.sources import npy
 from streamkit.sources.listing import BadItem, Ints, Listing, Sample, key_of, path_of
@@ -52,15 +51,18 @@ def scan(root: str | os.PathLike[str]) -> Found:
     folders = [""]
     while folders:
         folder = folders.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = f"{folder}{os.sep}{entry.name}" if folder else entry.name
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(path)
-                else:
-                    _sort_in(found, entry, path, top)
+        try:
+            with os.scandir(os.path.join(root, folder)) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    path = f"{folder}{os.sep}{entry.name}" if folder else entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path)
+                    else:
+                        _sort_in(found, entry, path, top)
+        except OSError as error:
+            found.bad.append(BadItem(key_of(folder) or ".", f"this folder cannot be read: {unreadable(error)}"))
     found.images.sort()
     found.arrays.sort()
     if found.others and (found.images or found.arrays):
@@ -207,7 +209,7 @@ class ArrayFolder:
                     reason = f"is {header.dtype} {header.shape}, but {good[0][0]} is {first.dtype} {first.shape}"
                     found.bad.append(BadItem(key, reason))
         if not headers:
-            raise SourceError(f"no readable .npy file; {found.bad[0].key}: {found.bad[0].reason}", path=self.root)
+            return _listing(found, [], Field("array", "array", "uint8", ()))
         shapes = np.array([h.shape for h in headers], np.int64).reshape(len(headers), -1)
         same = (shapes == shapes[0]).all(axis=0)
         shape = tuple(int(d) if s else None for d, s in zip(shapes[0], same, strict=True))

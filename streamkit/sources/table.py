@@ -76,7 +76,12 @@ class Table:
             as_field = _field(name, array)
             if as_field.is_payload:
                 sizes += as_field.sample_nbytes
+            elif np.dtype(as_field.dtype).kind == "c" or np.dtype(as_field.dtype).itemsize > 8:
+                notices.append(f"{name} is {as_field.dtype}, which no column holds, and was left")
+                continue
             else:
+                if as_field.name in columns:  # another array is the label already
+                    as_field = Field(name, "number", np.dtype(array.dtype).newbyteorder("=").name)
                 values = np.asarray(array[:]).astype(as_field.dtype)
                 columns[as_field.name] = values
                 if as_field.kind == "label":
@@ -84,6 +89,7 @@ class Table:
             fields.append(as_field)
         if not any(f.is_payload for f in fields):
             raise SourceError("no array of more than one axis to be the payload", path=self.paths[0])
+        _check_names(fields, self.paths[0])
         return Listing(
             keys=RowKeys(self._key_name, n),
             sizes=np.full(n, sizes, np.int64),
@@ -116,9 +122,9 @@ class Table:
             if suffix == ".npy":
                 single = len(self.paths) == 1 and not self.name
                 names = ["array"] if single else [Path(p).stem for p in self.paths]
-                arrays = {
-                    name: npy.memory_map(p, npy.open_header(p)) for name, p in zip(names, self.paths, strict=True)
-                }
+                arrays = {}
+                for name, path in zip(names, map(Path, self.paths), strict=True):  # `path`: what an error names
+                    arrays[name] = npy.memory_map(path, npy.open_header(path))
                 notices: list[str] = []
             elif suffix == ".npz":
                 arrays, notices = _open_npz(path)
@@ -138,6 +144,15 @@ class Table:
         if not arrays:
             raise SourceError("no array with rows", path=path, hint="An array needs at least one axis.")
         return arrays, notices
+
+
+def _check_names(fields: Sequence[Field], path: str) -> None:
+    """Raise SourceError when a column would take the place of one that every index has."""
+    kinds = ("offset", "length", "crc32c", "chunk", "row", "shape")
+    taken = {"key", "shard"} | {f"{field.name}.{kind}" for field in fields if field.is_payload for kind in kinds}
+    for field in fields:
+        if not field.is_payload and field.name in taken:
+            raise SourceError(f"the index needs the name {field.name!r} itself", path=path, hint="Rename that array.")
 
 
 def _field(name: str, array: Any) -> Field:
@@ -212,7 +227,7 @@ def _open_hdf5(path: Path) -> tuple[dict[str, Any], list[str]]:
     arrays: dict[str, Any] = {}
     notices: list[str] = []
 
-    met = set()  # hard links may make a group its own child
+    met: set[int] = set()  # hard links may make a group its own child
 
     def visit(group: Any, prefix: str) -> None:
         address = h5py.h5o.get_info(group.id).addr

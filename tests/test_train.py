@@ -1,0 +1,191 @@
+"""scripts/train.py as its users run it, and the clock behind its `data_wait`."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import streamkit
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "train.py"
+NUMBER = r"\d+\.\d{4}"
+VALIDATED = rf"epoch (\d+)/(\d+) loss: {NUMBER} accuracy: {NUMBER} val_loss: {NUMBER} val_accuracy: {NUMBER} "
+COST = r"images/s: \d+ data_wait: \d+\.\d%"
+# As on a machine without TensorFlow: nothing finds it.
+WITHOUT_TENSORFLOW = """
+import runpy, sys
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+def find_spec(name, path=None, target=None):
+    return None if name.split(".")[0] == "tensorflow" else find(name, path, target)
+PathFinder.find_spec = find_spec
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of a few images of sample_data, with train and val."""
+    folder = tmp_path_factory.mktemp("train")
+    for split, n in (("train", 20), ("val", 8)):
+        for source in sorted((ROOT / "sample_data" / "images" / split).iterdir()):
+            (folder / "raw" / split / source.name).mkdir(parents=True)
+            for file in sorted(source.iterdir())[:n]:
+                shutil.copy(file, folder / "raw" / split / source.name)
+    streamkit.convert(folder / "raw", folder / "out", format="tfrecord", workers=1)
+    return folder / "out"
+
+
+def train(*arguments: str | Path, preamble: str | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the script somewhere else than in the repository, which need not be installed."""
+    python = [sys.executable] if preamble is None else [sys.executable, "-c", preamble]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [*python, str(SCRIPT), *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1"} | env,
+        cwd=Path(arguments[0]).parent if Path(arguments[0]).is_absolute() else ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def lines(run: subprocess.CompletedProcess[str], pattern: str, n_epochs: int) -> list[str]:
+    """The lines on stdout, after checking that there is one an epoch, of the right form."""
+    assert run.returncode == 0, run.stderr
+    found = run.stdout.splitlines()
+    assert len(found) == n_epochs
+    for epoch, line in enumerate(found, 1):
+        assert re.fullmatch(pattern, line), line
+        assert line.startswith(f"epoch {epoch}/{n_epochs} ")
+    return found
+
+
+def loss(line: str) -> float:
+    return float(line.split("loss: ")[1].split()[0])
+
+
+def test_tf_data_learns(images: Path) -> None:
+    pytest.importorskip("tensorflow")
+    run = train(images, "--loader", "tf", "--epochs", "2", "--batch-size", "16", KERAS_BACKEND="tensorflow")
+    first, last = lines(run, VALIDATED + COST, 2)
+    assert loss(last) < loss(first)
+
+
+def test_sequence_in_bfloat16(images: Path) -> None:
+    run = train(images, "--loader", "keras", "--precision", "mixed_bfloat16", "--epochs", "1", "--image-size", "12x10")
+    lines(run, VALIDATED + COST, 1)
+
+
+def test_arrays_without_tensorflow_and_without_validation(tmp_path: Path) -> None:
+    pytest.importorskip("jax")
+    source = ROOT / "sample_data" / "series" / "train"
+    streamkit.convert(source, tmp_path / "out", format="hdf5", workers=1)
+    run = train(tmp_path / "out", "--epochs", "2", preamble=WITHOUT_TENSORFLOW, KERAS_BACKEND="jax")
+    first, last = lines(run, rf"epoch (\d+)/(\d+) loss: {NUMBER} accuracy: {NUMBER} {COST}", 2)
+    assert loss(last) < loss(first)
+    refused = train(tmp_path / "out", "--loader", "tf", preamble=WITHOUT_TENSORFLOW, KERAS_BACKEND="jax")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "train: --loader tf needs TensorFlow, which is not installed. Pass --loader keras.\n"
+
+
+def test_damage_keeps_its_exit_code(images: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(images, out)
+    (out / "manifest.json").unlink()
+    run = train(out)
+    assert (run.returncode, run.stdout) == (4, "")
+    assert run.stderr.startswith(f"streamkit: {out}: ")
+    assert run.stderr.count("\n") == 1
+
+
+def test_damage_is_found_inside_an_error_of_tensorflow(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    from streamkit.training.failures import streamkit_error
+
+    out = tmp_path / "out"
+    shutil.copytree(images, out)
+    shard = out / "train-00000.tfrecord"
+    shard.write_bytes(bytes(byte ^ 0xFF for byte in shard.read_bytes()))
+    with pytest.raises(Exception, match="crc32c") as caught:
+        next(iter(streamkit.dataset(out, split="train")))
+    found = streamkit_error(caught.value)
+    assert isinstance(found, streamkit.DamagedError)
+    assert re.fullmatch(r"train-00000\.tfrecord record \d+ \(.*\): crc32c .*", str(found))
+    assert streamkit_error(ValueError("KeyError: nothing of streamkit's")) is None
+
+
+def refusal(out: Path, *options: str) -> str:
+    """The one line that refuses to train."""
+    run = train(out, *options)
+    assert (run.returncode, run.stdout) == (2, "")
+    (line,) = run.stderr.splitlines()
+    return line
+
+
+def test_what_cannot_be_trained_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    assert refusal(tmp_path / "absent").startswith(f"streamkit: {tmp_path / 'absent'}: this path does not exist")
+
+    (tmp_path / "mixed" / "a").mkdir(parents=True)
+    for side in (20, 30):
+        Image.new("RGB", (side, side)).save(tmp_path / "mixed" / "a" / f"{side}.png")
+    streamkit.convert(tmp_path / "mixed", tmp_path / "mixed-out", format="tfrecord", workers=1)
+    line = refusal(tmp_path / "mixed-out")
+    assert line == "train: images differ in size, so they do not stack. Pass --image-size HxW."
+
+    np.save(tmp_path / "x.npy", np.zeros((10, 8, 2), np.float32))
+    streamkit.convert(tmp_path / "x.npy", tmp_path / "unlabelled", format="tfrecord", workers=1)
+    assert refusal(tmp_path / "unlabelled").startswith("train: this dataset has no label")
+
+    np.savez(tmp_path / "cubes.npz", array=np.zeros((10, 4, 4, 2), np.float32), label=np.arange(10) % 2)
+    streamkit.convert(tmp_path / "cubes.npz", tmp_path / "cubes", format="tfrecord", workers=1)
+    assert refusal(tmp_path / "cubes").startswith("train: arrays have shape (4, 4, 2), expected")
+
+    series = ROOT / "sample_data" / "series" / "train"
+    streamkit.convert(series, tmp_path / "series", format="tfrecord", workers=1)
+    assert refusal(tmp_path / "series", "--image-size", "32x32").startswith("train: --image-size is for images")
+
+
+def test_help_shows_an_example() -> None:
+    run = train("--help")
+    assert run.returncode == 0
+    assert "example: train.py" in run.stdout
+
+
+@pytest.mark.parametrize(("seconds_a_batch", "width", "least", "most"), [(0.05, 4, 0.7, 1.0), (0.0, 768, 0.0, 0.3)])
+def test_data_wait_is_the_time_that_the_step_waited(
+    seconds_a_batch: float, width: int, least: float, most: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import keras
+
+    from streamkit.training.timing import EpochReport
+
+    class Slow(keras.utils.PyDataset):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, index: int) -> Any:
+            time.sleep(seconds_a_batch)
+            return np.zeros((512, width), np.float32), np.zeros((512, 1), np.float32)
+
+    model = keras.Sequential([*(keras.layers.Dense(width) for _ in range(4)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    report = EpochReport()
+    model.fit(Slow(), epochs=2, verbose=0, shuffle=False, callbacks=[report])
+    assert least <= report.data_wait <= most
+    if seconds_a_batch:
+        assert report.images_per_second < 512 / seconds_a_batch
+    assert len(capsys.readouterr().out.splitlines()) == 2
