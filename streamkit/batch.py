@@ -28,6 +28,8 @@ from streamkit.view import View
 
 Ints = npt.NDArray[np.int64]
 
+_MAX_PIXELS = 1 << 30  # whatever a manifest says was allowed when it was made
+
 
 class BatchMaker:
     """Makes batches of a reader's rows as a view wants them.
@@ -111,7 +113,10 @@ class BatchMaker:
             return values.astype(np.int32)
         if mode == "binary":
             return values.astype(np.float32)[:, None]
-        return np.eye(len(field.class_names or ()), dtype=np.float32)[values]
+        out = self.buffers.empty((len(values), len(field.class_names or ())), np.float32)
+        out[:] = 0
+        out[np.arange(len(values)), values] = 1
+        return out
 
     # Arrays
 
@@ -294,6 +299,7 @@ def _max_pixels(manifest: Manifest) -> int:
     """Pixels of the largest picture there can be, which sizes the decode buffers."""
     sides = manifest.statistics.get("image", {})
     try:
-        return min(image.MAX_PIXELS, int(sides["width"][1]) * int(sides["height"][1]))
+        allowed = min(_MAX_PIXELS, int(manifest.options.get("max_pixels", image.MAX_PIXELS)))
+        return min(allowed, int(sides["width"][1]) * int(sides["height"][1]))
     except (KeyError, TypeError, IndexError, ValueError):
         return image.MAX_PIXELS

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,18 @@ _FREE = _references_when_free()
 
 
 class Buffers:
-    """A pool of buffers, safe in threads. `keep`: how many of each size are kept for use again."""
+    """A pool of buffers, safe in threads.
 
-    def __init__(self, keep: int) -> None:
-        self.keep = keep
+    Args:
+        keep: how many of each size are kept for use again.
+        keep_nbytes: and how many bytes of all; the sizes used longest ago are forgotten first.
+    """
+
+    def __init__(self, keep: int, keep_nbytes: int = 1 << 30) -> None:
+        self.keep, self.keep_nbytes = keep, keep_nbytes
         self._lock = threading.Lock()
-        self._owned: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        self._owned: OrderedDict[int, list[npt.NDArray[np.uint8]]] = OrderedDict()
+        self._nbytes = 0
 
     def empty(self, shape: tuple[int, ...], dtype: Any) -> npt.NDArray[Any]:
         """An uninitialised C-contiguous array whose memory may have been a batch before."""
@@ -47,6 +54,7 @@ class Buffers:
         nbytes = math.prod(shape) * dtype.itemsize
         with self._lock:
             owned = self._owned.setdefault(nbytes, [])
+            self._owned.move_to_end(nbytes)
             # The buffer used last comes first: it is the likeliest to be in the cache still.
             i = next((i for i in reversed(range(len(owned))) if sys.getrefcount(owned[i]) == _FREE), -1)
             if i >= 0:
@@ -56,7 +64,9 @@ class Buffers:
                 base = np.empty(nbytes + _ALIGNMENT, np.uint8)
                 if len(owned) < self.keep:
                     owned.append(base)
-                if len(self._owned) > 64:  # padded batches come in many sizes; forget the oldest
-                    del self._owned[next(iter(self._owned))]
+                    self._nbytes += nbytes
+                while self._nbytes > self.keep_nbytes:  # padded batches come in many sizes
+                    size, forgotten = self._owned.popitem(last=False)
+                    self._nbytes -= size * len(forgotten)
             start = -base.ctypes.data % _ALIGNMENT
             return base[start : start + nbytes].view(dtype).reshape(shape)

@@ -141,6 +141,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             _say(f"bad item {key}: {reason}")
         _say(str(error))
         return error.exit_code
+    except MemoryError:
+        if debug:
+            raise
+        _say("out of memory: lower --workers or --shard-size and run it again; it continues")
+        return 5
     except KeyboardInterrupt:
         _say("interrupted; the same command continues where it stopped")
         return 130

@@ -13,8 +13,8 @@
 A message is one line: where, what (expected, found), the next step.
 
     >>> print(DamagedError("crc32c is 1, the index says 2", shard="train-00003.tfrecord", record=7,
-    ...                    key="cats/1.jpg", hint="Run `streamkit verify out`."))
-    train-00003.tfrecord record 7 (cats/1.jpg): crc32c is 1, the index says 2. Run `streamkit verify out`.
+    ...                    key="cats/1.jpg", hint="Convert again."))
+    train-00003.tfrecord record 7 (cats/1.jpg): crc32c is 1, the index says 2. Convert again.
 """
 
 from __future__ import annotations

@@ -84,12 +84,12 @@ class Index:
         self.path, self.n_rows = Path(path), n_rows
         try:
             if digest is not None and blake3.blake3().update_mmap(str(self.path)).hexdigest() != digest:
-                raise DamagedError("the index was altered: its digest is not the manifest's", path=path, hint=_VERIFY)
+                raise DamagedError("the index was altered: its digest is not the manifest's", path=path, hint=AGAIN)
             file = pq.ParquetFile(self.path)
         except FileNotFoundError:
-            raise DamagedError("the index is missing", path=path, hint=_VERIFY) from None
+            raise DamagedError("the index is missing", path=path, hint=AGAIN) from None
         except (pa.ArrowException, OSError) as error:
-            raise DamagedError(f"the index cannot be read: {error}", path=path, hint=_VERIFY) from None
+            raise DamagedError(f"the index cannot be read: {error}", path=path, hint=AGAIN) from None
         if file.metadata.num_rows != n_rows:
             raise DamagedError(f"the index has {file.metadata.num_rows} rows, the manifest says {n_rows}", path=path)
         self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
@@ -117,7 +117,7 @@ class Index:
             for name in names:
                 values = _numpy(batch.column(name))
                 if name.rpartition(".")[2] in _PLACES and "." in name and values.dtype.kind not in "iu":
-                    raise DamagedError(f"column {name!r} does not hold whole numbers", path=self.path, hint=_VERIFY)
+                    raise DamagedError(f"column {name!r} does not hold whole numbers", path=self.path, hint=AGAIN)
                 if name not in out:
                     out[name] = np.empty((self.n_rows, *values.shape[1:]), _dtype(name, values, file))
                 out[name][at : at + len(values)] = values
@@ -139,7 +139,7 @@ class Index:
         return pq.read_table(self.path, columns=None if columns is None else list(columns))
 
 
-_VERIFY = "Run `streamkit verify` for the full list, then convert again."
+AGAIN = "Convert again with --overwrite, or restore the file from a copy."
 
 
 def numpy_of(table: pa.Table, name: str) -> npt.NDArray[Any]:
@@ -155,6 +155,8 @@ def _numpy(values: pa.Array) -> npt.NDArray[Any]:
             dtype = values.type.to_pandas_dtype()
             return np.frombuffer(values.buffers()[1], dtype, len(values), values.offset * np.dtype(dtype).itemsize)
         return np.asarray(values.to_numpy(zero_copy_only=False))
+    if pa.types.is_boolean(values.type) and values.null_count == 0:
+        return np.array(values.to_pylist(), np.bool_)
     out = np.empty(len(values), object)
     out[:] = values.to_pylist()
     return out

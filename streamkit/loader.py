@@ -21,6 +21,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from streamkit.view import Spec, View, needed_extras
 _SINGLES = 64  # samples made together when they are delivered one by one
 _PREFETCH = 2  # batches made ahead beyond those under way
 _BUDGET_NBYTES = 1 << 30
+_USUAL_RATIO = 4  # zlib on numbers; the index does not say the decoded size of ragged arrays
 
 
 class Loader:
@@ -160,10 +162,9 @@ class Loader:
         self._resume_at = 0
 
     def _makers(self) -> None:
-        self._buffers = Buffers(keep=self._depth_limit + self.num_workers + 2)
+        # Two arrays of each size may be under way a batch: a picture's pixels and the same as floats.
+        self._buffers = Buffers(2 * self.num_workers + _PREFETCH + 2, keep_nbytes=self.memory_budget)
         self._maker = BatchMaker(self._reader, self.view, self.batch_size is not None, self._buffers, self._order.seed)
-
-    _depth_limit = 8
 
     def _chunk_windows(self, n: int) -> tuple[Any, int]:
         """Where chunks begin among the chosen rows, and how many are mixed at once, for chunked fields.
@@ -307,19 +308,25 @@ class Loader:
     @property
     def depth(self) -> int:
         """Batches under way or waiting: as many as the budget holds, at least one."""
-        wanted = self.num_workers + _PREFETCH
-        return max(1, min(wanted, self._depth_limit, self.memory_budget // 2 // max(1, self.batch_nbytes)))
+        return max(1, min(self.num_workers + _PREFETCH, self.memory_budget // 2 // max(1, self.batch_nbytes)))
 
-    @property
+    @cached_property
     def batch_nbytes(self) -> int:
-        """Size of a batch [B]; axes that vary count as the longest stored sample would need."""
+        """Size of a batch while it is made [B]; of axes that vary, the longest stored sample counts."""
         total = 0
         for name, spec in self.specs.items():
             known = int(np.prod([d for d in spec.shape if d is not None], dtype=np.int64))
             item = 16 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
-            lengths = self._reader.columns.get(f"{name}.length")
-            varies = None in spec.shape and lengths is not None and len(lengths)
-            total += max(known * item, int(lengths.max()) if varies and lengths is not None else 0)
+            shapes, lengths = (self._reader.columns.get(f"{name}.{kind}") for kind in ("shape", "length"))
+            if name in self.schema and self.schema[name].is_image:
+                item += spec.dtype != "uint8"  # the pixels themselves
+            if None not in spec.shape:
+                total += known * item
+            elif shapes is not None and len(shapes):
+                total += int(shapes.max(axis=0).astype(np.int64).prod()) * item
+            elif lengths is not None and len(lengths):
+                packed = self.schema[name].encoding == "zlib"
+                total += int(lengths.max()) * (_USUAL_RATIO if packed else 1)
         return total * (self.batch_size or _SINGLES)
 
     @property
@@ -336,9 +343,10 @@ class Loader:
         Returns:
             A JSON-able dict of a few integers.
         """
-        if step < 0:
+        whole = _whole("step", step) or 0
+        if whole < 0:
             raise UsageError(f"step is {step}, expected 0 or more")
-        epoch, batch = divmod(operator.index(step), max(1, len(self)))
+        epoch, batch = divmod(whole, max(1, len(self)))
         return Cursor(epoch, batch * self._batches.global_size, self._fingerprint).to_json()
 
     def resume(self, cursor: Mapping[str, Any]) -> None:
@@ -357,6 +365,7 @@ class Loader:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_buffers"], state["_maker"]
+        state.pop("batch_nbytes", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

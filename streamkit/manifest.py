@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import blake3
 
-from streamkit.errors import DamagedError, FormatVersionError, RefusedError, UsageError
+from streamkit.errors import DamagedError, FormatVersionError, RefusedError, ResourceError, UsageError
 from streamkit.schema import Schema
 from streamkit.version import __version__
 
@@ -124,6 +124,8 @@ class Manifest:
         counts = self.statistics.get("class_counts", {}).get(split)
         if not counts:
             raise UsageError(f"there are no class counts for split {split!r}", path=self.path)
+        if not self.class_names:
+            raise UsageError("the label has no class names, so there are no classes to weigh", path=self.path)
         numbers = [counts.get(name, 0) for name in self.class_names]
         present = sum(n > 0 for n in numbers)
         return {i: sum(numbers) / (present * n) for i, n in enumerate(numbers) if n}
@@ -188,7 +190,11 @@ class Manifest:
                 hint=f"Install streamkit >= {data.get('streamkit_version', '?')}.",
             )
         claimed = data.pop("dataset_id", None)
-        if blake3.blake3(canonical(data).encode()).hexdigest() != claimed:
+        try:
+            found = blake3.blake3(canonical(data).encode()).hexdigest()
+        except ValueError:  # a number beyond what JSON can say, such as 1e999
+            found = None
+        if found is None or found != claimed:
             raise DamagedError("the content does not match dataset_id: it was altered", path=path, hint=_AGAIN)
         try:
             return cls(
@@ -223,6 +229,8 @@ class Manifest:
             raise UsageError("this is a file, not a dataset folder", path=root) from None
         except FileNotFoundError:
             pass
+        except OSError as error:
+            raise ResourceError(f"cannot be read: {(error.strerror or str(error)).lower()}", path=file) from None
         if not root.exists():
             raise UsageError(
                 "this path does not exist", path=root, hint="Give the folder that `streamkit convert` made."

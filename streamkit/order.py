@@ -17,6 +17,7 @@ compressed chunks are shuffled chunk first, then row within a window of chunks; 
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,7 +83,7 @@ def _hash(x: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
 
 def uniform(key: tuple[int, ...], numbers: Ints) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each of `numbers`: a hash, so any of them is had alone. float64, same shape."""
-    keys = _round_keys(key)
+    keys = _round_keys(tuple(map(int, key)))  # NumPy's integers print otherwise than Python's
     h = _hash(_hash(numbers.astype(np.uint64), keys[0]), keys[1])
     return _hash(h, keys[2]) / float(1 << 32)
 
@@ -96,7 +97,7 @@ def _round_keys(key: tuple[int, ...]) -> npt.NDArray[np.uint64]:
 _BLOCK = 16_384  # positions computed at once: spreads NumPy's cost per call over many batches
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared by identity, as `bounds` is an array
 class Order:
     """The order of `n` chosen rows in every epoch.
 
@@ -119,12 +120,9 @@ class Order:
         if not self.shuffle:
             return np.arange(start, stop, dtype=np.int64)
         first, last = start // _BLOCK, max(start, stop - 1) // _BLOCK
-        parts = [self._block(epoch, b) for b in range(first, last + 1)]
+        parts = [_cached_block(self, epoch, b) for b in range(first, last + 1)]
         block = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return block[start - first * _BLOCK : stop - first * _BLOCK]
-
-    def _block(self, epoch: int, number: int) -> Ints:
-        return _cached_block(self, epoch, number) if self.bounds is None else self._compute(epoch, number)
 
     def _compute(self, epoch: int, number: int) -> Ints:
         positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, self.n), dtype=np.int64)
@@ -135,27 +133,18 @@ class Order:
     def _windowed(self, epoch: int, positions: Ints) -> Ints:
         chunks, starts, window_starts = _chunk_order(self, epoch)
         out = np.empty_like(positions)
-        window_of = np.searchsorted(window_starts, positions, side="right") - 1
-        for w in np.unique(window_of).tolist():
-            mine = window_of == w
-            base = window_starts[w]
-            end = window_starts[w + 1]
-            inside = permute(positions[mine] - base, int(end - base), (self.seed, epoch, w)) + base
+        if not len(positions):
+            return out
+        at, last = int(positions[0]), int(positions[-1])
+        w = int(np.searchsorted(window_starts, at, side="right")) - 1
+        while at <= last:
+            base, end = int(window_starts[w]), int(window_starts[w + 1])
+            stop = min(end, last + 1)
+            inside = permute(np.arange(at - base, stop - base), end - base, (self.seed, epoch, w)) + base
             chunk = np.searchsorted(starts, inside, side="right") - 1
-            out[mine] = self.bounds[chunks[chunk]] + (inside - starts[chunk])
+            out[at - positions[0] : stop - positions[0]] = self.bounds[chunks[chunk]] + (inside - starts[chunk])
+            at, w = stop, w + 1
         return out
-
-    def __hash__(self) -> int:
-        return hash((self.n, self.seed, self.shuffle, self.window, id(self.bounds)))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Order) and (self.n, self.seed, self.shuffle, self.window, id(self.bounds)) == (
-            other.n,
-            other.seed,
-            other.shuffle,
-            other.window,
-            id(other.bounds),
-        )
 
 
 @lru_cache(maxsize=16)
@@ -236,7 +225,8 @@ class Cursor:
             UsageError: not a cursor, or one of something else; the message says what differs.
         """
         try:
-            epoch, position, found = int(data["epoch"]), int(data["position"]), dict(data["fingerprint"])
+            epoch, position = operator.index(data["epoch"]), operator.index(data["position"])
+            found = dict(data["fingerprint"])
         except (KeyError, TypeError, ValueError):
             raise UsageError("this is no cursor", hint="Pass what cursor_at() returned.") from None
         differs = [

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from streamkit import native
 from streamkit.codecs.array import BadArray, decode_chunk
-from streamkit.errors import DamagedError, RefusedError
-from streamkit.index import Index
+from streamkit.errors import DamagedError, RefusedError, UsageError
+from streamkit.index import AGAIN, Index
 from streamkit.manifest import Manifest, Split
 from streamkit.native import BadRange
 from streamkit.schema import Field
@@ -115,13 +115,22 @@ class Reader:
             size = self.files.size(shard.file)
             if size != shard.nbytes:
                 raise DamagedError(
-                    f"the file has {size} bytes, the manifest says {shard.nbytes}", shard=shard.file, hint=_VERIFY
+                    f"the file has {size} bytes, the manifest says {shard.nbytes}", shard=shard.file, hint=AGAIN
                 )
         ends = np.array([s.nbytes for s in self.split.shards], np.int64)
         for field in self.fields:
             if not field.is_payload:
                 self._check_column(field)
                 continue
+            if (
+                field.dtype not in ("string", "bytes")
+                and field.sample_nbytes * (field.chunk_rows or 1) > MAX_RANGE_NBYTES
+            ):
+                raise RefusedError(
+                    f"a sample or chunk of {field.name!r} would take {field.sample_nbytes * (field.chunk_rows or 1)} bytes;"
+                    f" the limit is {MAX_RANGE_NBYTES}",
+                    path=self.manifest.path,
+                )
             if field.chunk_rows is None:
                 offsets, lengths = self.columns[f"{field.name}.offset"], self.columns[f"{field.name}.length"]
                 limits = np.repeat(ends, np.diff(self.shard_starts))
@@ -135,7 +144,7 @@ class Reader:
                     raise DamagedError(f"field {field.name!r} points outside its chunk", path=self.index.path)
             if len(offsets) and (offsets.min() < 0 or lengths.min() < 0 or (offsets > limits - lengths).any()):
                 raise DamagedError(
-                    f"a range of field {field.name!r} leaves its shard", path=self.index.path, hint=_VERIFY
+                    f"a range of field {field.name!r} leaves its shard", path=self.index.path, hint=AGAIN
                 )
             if len(lengths) and lengths.max() > MAX_RANGE_NBYTES:
                 raise RefusedError(
@@ -147,6 +156,10 @@ class Reader:
         values = self.columns[field.name]
         if field.dtype != "string" and values.dtype.kind != np.dtype(field.dtype).kind:
             raise DamagedError(f"column {field.name!r} is {values.dtype}, not {field.dtype}", path=self.index.path)
+        if field.kind == "label" and len(values) and int(values.max()) > 2**31 - 1:
+            raise UsageError(
+                f"labels go up to {values.max()}, beyond the int32 of batches", hint="Pass label_mode=None, or fields=."
+            )
         if field.class_names is not None and len(values):
             low, high = values.min(), values.max()
             if low < 0 or high >= len(field.class_names):
@@ -208,7 +221,7 @@ class Reader:
             shard=self.split.shards[shard].file,
             record=row - int(self.shard_starts[shard]),
             key=self.index.key(row),
-            hint=f"Run `streamkit verify {self.root}` for the full list, then convert those items again.",
+            hint=AGAIN,
         )
 
     def read_chunked(self, field: Field, rows: Ints, out: npt.NDArray[Any]) -> None:
@@ -220,11 +233,6 @@ class Reader:
         for slots in np.split(order, cuts) if len(order) else []:
             values = self._chunks.get(field, int(chunk[slots[0]]), int(rows[slots[0]]))
             out[slots] = values[inside[slots]]
-
-    def chunk_bounds(self, field: Field) -> Ints:
-        """Rows [0, ..., n] at which a new chunk of the field begins."""
-        chunk = self.columns[f"{field.name}.chunk"]
-        return np.r_[0, np.flatnonzero(np.diff(chunk)) + 1, len(chunk)].astype(np.int64)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -305,15 +313,12 @@ class _ChunkCache:
         return flat.view(dtype.newbyteorder("<")).reshape(field.chunk_rows or 1, *(int(d or 0) for d in field.shape))
 
 
-_VERIFY = "Run `streamkit verify` for the full list, then convert again."
-
-
 def _range_names(field: Field, index: Index) -> list[str]:
     kinds = ("chunk", "row") if field.chunk_rows is not None else ("offset", "length", "crc32c")
     names = [f"{field.name}.{kind}" for kind in kinds]
     missing = [n for n in names if n not in index]
     if missing:
-        raise DamagedError(f"the index has no column {missing[0]!r}", path=index.path, hint=_VERIFY)
+        raise DamagedError(f"the index has no column {missing[0]!r}", path=index.path, hint=AGAIN)
     return names + [n for n in [f"{field.name}.shape"] if n in index]
 
 
@@ -323,4 +328,4 @@ def _n_rows(path: Path) -> int:
     try:
         return int(pq.read_metadata(path).num_rows)
     except (OSError, ValueError) as error:
-        raise DamagedError(f"the chunk table cannot be read: {error}", path=path, hint=_VERIFY) from None
+        raise DamagedError(f"the chunk table cannot be read: {error}", path=path, hint=AGAIN) from None

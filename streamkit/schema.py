@@ -52,7 +52,12 @@ class Field:
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not self.name or "/" in self.name or "\0" in self.name or len(self.name.encode()) > MAX_NAME_NBYTES:
+        if (
+            self.name in ("", ".", "..")
+            or "/" in self.name
+            or "\0" in self.name
+            or len(self.name.encode()) > MAX_NAME_NBYTES
+        ):
             raise RefusedError(
                 f"{self.name[:80]!r} is no field name", hint='Names are 1 to 1024 bytes and hold no "/".'
             )

@@ -100,7 +100,9 @@ class Files:
         try:
             return os.stat(self.root / name, follow_symlinks=False).st_size
         except FileNotFoundError:
-            raise DamagedError("this shard is missing", shard=name, hint="Run `streamkit verify`.") from None
+            raise DamagedError(
+                "this shard is missing", shard=name, hint="Convert again with --overwrite, or restore it from a copy."
+            ) from None
 
     def close(self) -> None:
         with self._lock:
@@ -176,7 +178,9 @@ def _open(path: Path) -> int:
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
-        raise DamagedError("this shard is missing", shard=path.name, hint="Run `streamkit verify`.") from None
+        raise DamagedError(
+            "this shard is missing", shard=path.name, hint="Convert again with --overwrite, or restore it from a copy."
+        ) from None
     except OSError as error:
         raise os_error(error, path) from error
 

@@ -6,8 +6,10 @@ import ctypes
 import hashlib
 import io
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,6 +63,17 @@ def rotated(pixels: np.ndarray, orientation: int, format: str = "JPEG") -> bytes
     exif = PIL.Image.Exif()
     exif[EXIF_ORIENTATION] = orientation
     return encoded(pixels, format, exif=exif)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Source: PNG specification, 5.3."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def with_exif(png: bytes, exif: bytes) -> bytes:
+    """A PNG with any bytes as its EXIF block."""
+    at = png.index(b"IDAT") - 4
+    return png[:at] + png_chunk(b"eXIf", exif) + png[at:]
 
 
 def write_files(root: Path, files: Mapping[str, bytes]) -> Path:
@@ -129,8 +142,6 @@ def payloads(out: Path, split: str = "train", name: str = "image") -> dict[str, 
 
 def arrays(out: Path, split: str = "train", name: str = "array") -> dict[str, np.ndarray]:
     """key -> array, by the manifest's schema and plain NumPy, zlib and h5py."""
-    import zlib
-
     field = Manifest.load(out).schema[name]
     rows = index_rows(out, split)
     if field.chunk_rows is not None:

@@ -27,6 +27,8 @@ from converting import (
     noise,
     payloads,
     picture,
+    png_chunk,
+    with_exif,
     without_root_powers,
     write_files,
 )
@@ -171,12 +173,9 @@ def test_sources_without_items(tmp_path: Path, capsys: Capture, case: str) -> No
 
 
 def bomb(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
     header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
     pixels = zlib.compress(bytes((width // 8 + 1) * 100))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", pixels) + png_chunk(b"IEND", b"")
 
 
 def flipped(data: bytes) -> bytes:
@@ -555,9 +554,13 @@ def test_warnings_of_libraries_stay_inside(tmp_path: Path) -> None:
     odd = encoded(picture(8, 8), "JPEG", exif=exif)
     assert right in odd
     odd = odd.replace(right, wrong)
-    source = write_files(tmp_path / "src", {"a.tif": good, "b.jpg": odd})
-    done = cli("convert", source, tmp_path / "out", "--format", "tfrecord", "--workers", "1")
+    ugly = with_exif(encoded(picture(8, 8)), b"II*\0\x08\0\0\0\xff\xff" + b"\x12\x01\x03\0\1\0\0\0\6")
+    huge = bomb(12_000, 12_000)  # of which Pillow warns
+    source = write_files(tmp_path / "src", {"a.tif": good, "b.jpg": odd, "c.png": ugly})
+    write_files(source, {"d.png": huge})
+    done = cli("convert", source, tmp_path / "out", "--format", "tfrecord", "--workers", "1", "--on-bad", "skip")
     assert done.returncode == 0, done.stderr
+    assert len(index_rows(tmp_path / "out")) == 3
     assert all(line.startswith("streamkit: ") for line in done.stderr.splitlines()), done.stderr
 
 

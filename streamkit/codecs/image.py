@@ -32,6 +32,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -225,10 +226,8 @@ def _decode_pillow(data: Any, channels: int, max_pixels: int) -> Pixels:
     with _open(data, max_pixels) as picture:
         orientation = _exif(picture)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of oddities (bombs, metadata) that are decided here
-                picture.load()
-                pixels = _pixels(picture, channels)
+            picture.load()
+            pixels = _pixels(picture, channels)
         except Exception as error:  # Pillow's plugins raise many kinds on damaged data
             raise BadImage(f"damaged {picture.format}: {error or type(error).__name__}") from None
         return upright(pixels, orientation)
@@ -257,9 +256,9 @@ def _open(data: Any, max_pixels: int) -> Any:
     if len(data) == 0:
         raise BadImage("empty file")
     PIL.Image.preinit()
+    _hush_pillow()
     try:
-        with warnings.catch_warnings(), _pillow_limit(max_pixels):
-            warnings.simplefilter("ignore")
+        with _pillow_limit(max_pixels):
             picture = PIL.Image.open(io.BytesIO(data), formats=_ALLOWED)
     except PIL.Image.DecompressionBombError:
         raise RefusedImage(f"more than {max_pixels} pixels") from None
@@ -270,6 +269,13 @@ def _open(data: Any, max_pixels: int) -> Any:
     if picture.mode == "F" or picture.mode == "I":
         raise BadImage(f"{picture.format} of mode {picture.mode} holds measurements, not pixels; store it as .npy")
     return picture
+
+
+@lru_cache(maxsize=1)
+def _hush_pillow() -> None:
+    """Pillow warns of oddities (large sizes, odd metadata) that are decided here. Set once and for good: filters changed
+    and put back around each picture would be a race between the loader's threads."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @contextmanager
@@ -328,9 +334,7 @@ def _exif(picture: Any) -> int:
     if picture.format == "TIFF":
         return 1  # Pillow turns these itself, and gives their upright size
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # broken metadata does not make a broken picture
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -47,6 +47,11 @@ def run_in_pool(jobs: Iterator[Job], n_workers: int, tick: Progress | None) -> I
                 yield from _collect(running, tick)
     except BrokenProcessPool:
         files = ", ".join(job.file for job in list(running.values())[:n_workers])
+        if not alone:
+            raise ResourceError(
+                f"worker processes ended while writing {files}",
+                hint='In a script, put the call under `if __name__ == "__main__":`, or pass workers=1.',
+            ) from None
         raise ResourceError(
             f"a worker process was killed while writing {files}",
             hint="Out of memory? Lower --workers or --shard-size and run it again: it continues.",

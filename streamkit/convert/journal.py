@@ -35,7 +35,7 @@ import pyarrow as pa
 
 from streamkit.errors import BusyError, UsageError
 from streamkit.index import column, strings
-from streamkit.manifest import WORK_FOLDER, Shard, canonical
+from streamkit.manifest import FILE_NAME, WORK_FOLDER, Shard, canonical
 from streamkit.schema import Schema
 from streamkit.shards.record import Places
 from streamkit.sources.listing import BadItem
@@ -89,6 +89,10 @@ class Journal:
             holder = self._lock.read().strip() or "another process"
             self._lock.close()
             raise BusyError(f"{holder} is converting into this folder", path=self.out, hint="Wait for it.") from None
+        path = self.folder / "lock"
+        if not path.exists() or not os.path.samestat(os.fstat(self._lock.fileno()), path.stat()):
+            self._lock.close()  # its holder has just finished and removed it
+            raise BusyError("another converter has just finished here", path=self.out, hint="Run it again.")
         self._lock.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
@@ -104,7 +108,8 @@ class Journal:
         text = canonical(self.identity)
         if plan.exists() and (old_text := plan.read_text()) != text:
             if self.anew:
-                self.remove_strays(set())
+                if not (self.out / FILE_NAME).exists():
+                    self.remove_strays(set())
                 write_atomic(plan, text.encode())
                 return
             old = json.loads(old_text)

@@ -90,7 +90,8 @@ def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Seq
         return listing.split_names, listing.split_of
     if options.split is None:
         return ("train",), np.zeros(len(listing), np.int64)
-    fractions = np.array(list(options.split.values())) / sum(options.split.values())
+    names = sorted(options.split)  # the order they were written in must not matter: the manifest does not keep it
+    fractions = np.array([options.split[name] for name in names]) / sum(options.split.values())
     label = listing.schema.label
     classes = listing.columns["label"] if label is not None else np.zeros(len(listing), np.int64)
     split_of = np.empty(len(listing), np.int64)
@@ -106,7 +107,8 @@ def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Seq
         counts[up] += 1
         owed[up] -= 1
         split_of[order[start:stop]] = np.repeat(np.arange(len(fractions)), counts)
-    return tuple(options.split), split_of
+    written = tuple(options.split)
+    return written, np.array([written.index(name) for name in names])[split_of]
 
 
 def cut(rows: Ints, sizes: Ints, shard_nbytes: int) -> list[Ints]:

@@ -20,11 +20,11 @@ from streamkit.codecs import image
 from streamkit.convert.executor import Progress, run_here, run_in_pool
 from streamkit.convert.journal import Journal, Part, items_digest
 from streamkit.convert.measure import measure
-from streamkit.convert.options import Options
+from streamkit.convert.options import Options, parse_split
 from streamkit.convert.plan import Plan, ShardPlan, make_plan
 from streamkit.convert.publish import publish, source_facts
 from streamkit.convert.work import Job
-from streamkit.errors import SourceError, UsageError
+from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
@@ -66,7 +66,7 @@ def convert(
     out: str | os.PathLike[str],
     *,
     format: str,
-    split: Mapping[str, float] | None = None,
+    split: Mapping[str, float] | str | None = None,
     encode: str = "keep",
     resize: str | int | None = None,
     compression: str = "auto",
@@ -86,7 +86,7 @@ def convert(
         source: folder of images (class folders are labels) or .npy files; or one .npy, .npz or .h5 of N rows.
         out: folder to make; the same call again continues an interrupted conversion.
         format: "tfrecord" or "hdf5".
-        split: fractions by name, such as {"train": 0.9, "val": 0.1}; split folders are found by themselves.
+        split: fractions by name, {"train": 0.9, "val": 0.1} or "train=0.9,val=0.1"; split folders are found by themselves.
         encode: "keep" (bytes untouched), "jpeg[:Q]", "png", "webp[:Q]" or "raw".
         resize: N (short side, never enlarged) or "HxW".
         compression: of arrays: "auto", "none", "zlib[:L]" (tfrecord), "gzip[:L]", "lzf", "zstd[:L]", "lz4", "blosc2" (hdf5).
@@ -109,6 +109,8 @@ def convert(
         BusyError, ResourceError, RefusedError: see `streamkit.errors`.
     """
     started = time.perf_counter()
+    if isinstance(split, str):
+        split = parse_split(split)
     options = Options(
         format, split, encode, None if resize is None else str(resize), compression, check, shard_size, seed, max_pixels
     )
@@ -116,8 +118,9 @@ def convert(
         raise UsageError(f"on_bad is {on_bad!r}, expected fail or skip")
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}, expected at least 1")
-    src, final = Path(source), Path(out)
+    src, final = Path(source), Path(os.path.abspath(out))
     _check_paths(src, final)
+    _finish_swap(final)
     opened = open_source(src)
     listing = opened.listing()
     if on_bad == "fail" and listing.bad and len(listing) == 0:
@@ -134,7 +137,7 @@ def convert(
         len(listing) + len(listing.bad),
         int(listing.sizes.sum()),
         (),
-        listing.notices,
+        (*listing.notices, *_remarks(schema, options)),
         0.0,
     )
     if dry_run:
@@ -142,18 +145,37 @@ def convert(
     facts = source_facts(listing)
     done = _already_there(final, options, facts, overwrite)
     if done is not None:
+        if (final / WORK_FOLDER).exists():  # a converter was killed between its manifest and its end
+            with Journal(final, options.to_json(), anew=True) as journal:
+                journal.remove()
         return _finish(report, started, manifest=done, already_done=True)
     target = final if not overwrite else final.with_name(f".{final.name}.new")
     try:
         with Journal(target, options.to_json(), anew=overwrite) as journal:
+            done = _already_there(final, options, facts, overwrite)  # again: another converter may just have ended
+            if done is not None:
+                journal.remove()
+                return _finish(report, started, manifest=done, already_done=True)
             parts = _write_shards(opened, listing, plan, schema, options, journal, workers, on_bad == "skip", progress)
             bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
             manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
+            if overwrite:
+                _swap(target, final)
     except OSError as error:
         raise os_error(error, error.filename or target) from error
-    if overwrite:
-        _swap(target, final)
     return _finish(report, started, manifest=manifest, skipped=bad)
+
+
+def _remarks(schema: Schema, options: Options) -> Iterator[str]:
+    """What the user asked for and does not get, or may not have meant."""
+    if options.shard_nbytes < 100_000:
+        yield f"a shard size of {options.shard_nbytes} bytes makes many small files; write 128MB for megabytes"
+    if options.compression not in ("auto", "none"):
+        for field in schema.payloads:
+            if field.kind == "array" and field.encoding == "raw":
+                yield f"{field.name} is not compressed: arrays of many shapes lie flat in HDF5; TFRecord compresses them"
+    if options.reencodes and not any(field.is_image for field in schema):
+        yield "--encode and --resize act on pictures, and there are none"
 
 
 def _finish(report: Report, started: float, **changes: Any) -> Report:
@@ -189,9 +211,7 @@ def _already_there(out: Path, options: Options, facts: Mapping[str, Any], overwr
         if there.source.get("fingerprint") != facts["fingerprint"]:
             differs.append("the source has changed")
         if not differs:
-            if (out / WORK_FOLDER).exists():  # killed between the manifest and the end
-                with Journal(out, asked, anew=True) as journal:
-                    journal.remove()
+            _check_shards(out, there)
             return there
         raise UsageError(
             f"the output holds another dataset: {'; '.join(differs)}", path=out, hint="Pass --overwrite to replace it."
@@ -203,11 +223,27 @@ def _already_there(out: Path, options: Options, facts: Mapping[str, Any], overwr
     return None
 
 
+def _check_shards(out: Path, there: Manifest) -> None:
+    """Raise DamagedError when a shard of a finished dataset is missing or has another size."""
+    for shard in (s for split in there.splits.values() for s in split.shards):
+        path = out / shard.file
+        if not path.exists() or path.stat().st_size != shard.nbytes:
+            what = "is missing" if not path.exists() else f"has {path.stat().st_size} bytes, not {shard.nbytes}"
+            raise DamagedError(f"{shard.file} {what}", path=out, hint="Pass --overwrite to convert again.")
+
+
+def _finish_swap(final: Path) -> None:
+    """Complete a swap that was killed between its two renames: the new dataset is whole, the old one set aside."""
+    new, old = final.with_name(f".{final.name}.new"), final.with_name(f".{final.name}.old")
+    if not final.exists() and old.exists() and (new / FILE_NAME).exists():
+        _swap(new, final)
+
+
 def _swap(new: Path, final: Path) -> None:
     """Put `new` in the place of `final` by renames; the old dataset is deleted last."""
     old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(new, final)
     shutil.rmtree(old, ignore_errors=True)

@@ -75,7 +75,7 @@ class Job:
                     facts.setdefault(name, []).append(value)
                 yield made
 
-        with _whole(self.out / self.file) as path:
+        with replacing(self.out / self.file) as path:
             places = shard_format(self.options.format).write_shard(path, self.schema, records())
             if bad and not self.keep_going:
                 raise _GaveUp(tuple(bad))
@@ -93,9 +93,6 @@ class _GaveUp(Exception):
     def __init__(self, bad: tuple[BadItem, ...]) -> None:
         super().__init__(bad)
         self.bad = bad
-
-
-_whole = replacing
 
 
 def run_job(job: Job, progress: Callable[[int], None] | None = None) -> Part | tuple[BadItem, ...]:

@@ -7,9 +7,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from streamkit import loader
+from streamkit.errors import UsageError
 
 if TYPE_CHECKING:
     import keras
@@ -19,24 +22,36 @@ if TYPE_CHECKING:
 __all__ = ["Loader", "dataset", "sequence"]
 
 
+@contextmanager
+def _needs(extra: str) -> Iterator[None]:
+    """Say which extra brings the framework that is missing."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed", hint=f"Install streamkit[{extra}].") from error
+
+
 class Loader(loader.Loader):
     __doc__ = loader.Loader.__doc__
 
     def as_tf(self) -> tf.data.Dataset:
         """A `tf.data.Dataset` of the batches; each iteration is an epoch of its own."""
-        from streamkit.frontends.tensorflow import as_tf
+        with _needs("tensorflow"):
+            from streamkit.frontends.tensorflow import as_tf
 
         return as_tf(self)
 
     def as_keras(self, **options: Any) -> keras.utils.PyDataset:
         """A `keras.utils.PyDataset` of the batches; `options`: workers (threads that read ahead) and max_queue_size."""
-        from streamkit.frontends.keras import as_keras
+        with _needs("tensorflow"):
+            from streamkit.frontends.keras import as_keras
 
         return as_keras(self, **options)
 
     def as_torch(self, **options: Any) -> torch.utils.data.DataLoader[Any]:
         """A `torch.utils.data.DataLoader` (batch_size=None) of the batches; `options` go to it (num_workers, ...)."""
-        from streamkit.frontends.torch import as_torch
+        with _needs("torch"):
+            from streamkit.frontends.torch import as_torch
 
         return as_torch(self, **options)
 

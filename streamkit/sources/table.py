@@ -29,6 +29,7 @@ from streamkit.schema import Field, Schema
 from streamkit.sources import npy
 from streamkit.sources.folder import unreadable
 from streamkit.sources.listing import BadItem, Listing, RowKeys, Sample
+from streamkit.storage import available_memory
 
 HDF5_EXTENSIONS = (".h5", ".hdf5")
 TABLE_EXTENSIONS = (".npy", ".npz", *HDF5_EXTENSIONS)
@@ -68,8 +69,13 @@ class Table:
         n = max(arrays.values(), key=lambda a: a.size * a.dtype.itemsize).shape[0]
         if n == 0:
             raise SourceError("this table has no rows", path=self.paths[0])
+        on_disk = sum(Path(path).stat().st_size for path in self.paths)
+        if n > 1032 * on_disk:  # no row without a bit of its own: deflate packs 1032 bytes in one at best
+            raise RefusedError(f"{n} rows in a file of {on_disk} bytes", path=self.paths[0])
         fields, columns, sizes = [], {}, 0
         for name, array in sorted(arrays.items()):
+            if array.shape[0] != n and (len(self.paths) > 1 or _field(name, array).kind == "label"):
+                raise SourceError(f"{name} has {array.shape[0]} rows, not {n}", path=self.paths[0])
             if array.shape[0] != n:
                 notices.append(f"{name} has {array.shape[0]} rows, not {n}, and was left")
                 continue
@@ -82,7 +88,10 @@ class Table:
             else:
                 if as_field.name in columns:  # another array is the label already
                     as_field = Field(name, "number", np.dtype(array.dtype).newbyteorder("=").name)
-                values = np.asarray(array[:]).astype(as_field.dtype)
+                values = np.asarray(array[:])
+                if as_field.kind == "label" and values.size and int(values.max()) > 2**63 - 1:
+                    raise SourceError(f"labels go up to {values.max()}, beyond int64", path=self.paths[0])
+                values = values.astype(as_field.dtype)
                 columns[as_field.name] = values
                 if as_field.kind == "label":
                     as_field = _with_classes(as_field, values)
@@ -151,7 +160,7 @@ def _check_names(fields: Sequence[Field], path: str) -> None:
     kinds = ("offset", "length", "crc32c", "chunk", "row", "shape")
     taken = {"key", "shard"} | {f"{field.name}.{kind}" for field in fields if field.is_payload for kind in kinds}
     for field in fields:
-        if not field.is_payload and field.name in taken:
+        if field.name == "key" or (not field.is_payload and field.name in taken):
             raise SourceError(f"the index needs the name {field.name!r} itself", path=path, hint="Rename that array.")
 
 
@@ -202,6 +211,14 @@ class _RowReader:
 def _open_npz(path: Path) -> tuple[dict[str, Any], list[str]]:
     """Members mapped where they are stored, loaded where they are deflated."""
     arrays: dict[str, Any] = {}
+    with zipfile.ZipFile(path) as archive:
+        inflated = sum(m.file_size for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED)
+        if inflated > available_memory() // 2:
+            raise RefusedError(
+                f"compressed arrays of {inflated} bytes, which would have to lie in memory",
+                path=path,
+                hint="Save them with numpy.savez, uncompressed.",
+            )
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
@@ -246,6 +263,8 @@ def _open_hdf5(path: Path) -> tuple[dict[str, Any], list[str]]:
             elif isinstance(item, h5py.Dataset) and item.dtype.kind in "biufc" and item.ndim >= 1:
                 if item.is_virtual or item.external:
                     notices.append(f"{prefix}{name} lies in other files and was left")
+                elif f"{prefix}{name}" in arrays:
+                    raise SourceError(f"two datasets would be the field {prefix}{name}", path=path, hint="Rename one.")
                 else:
                     arrays[f"{prefix}{name}"] = item
             else:
