@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import PIL.Image
 import pytest
@@ -400,9 +401,14 @@ def test_x_and_y_beside_one_another(tmp_path: Path, format: str) -> None:
     assert columns(tmp_path / "out", "label") == {f"pair#{i}": int(v) for i, v in enumerate(y)}
 
 
-def test_datasets_of_other_lengths_are_left_with_a_notice(tmp_path: Path) -> None:
-    np.savez(tmp_path / "t.npz", x=np.zeros((10, 3)), mean=np.zeros((3, 3)), y=np.arange(10), note=np.float32(3))
-    report = convert(tmp_path / "t.npz", tmp_path / "out", "tfrecord")
+@pytest.mark.parametrize("file", ["t.npz", "t.h5"])
+def test_datasets_of_other_lengths_are_left_with_a_notice(tmp_path: Path, file: str) -> None:
+    found = {"x": np.zeros((10, 3)), "mean": np.zeros((3, 3)), "y": np.arange(10), "note": np.float32(3)}
+    np.savez(tmp_path / "t.npz", **found)
+    with h5py.File(tmp_path / "t.h5", "w") as opened:
+        for name, values in found.items():
+            opened[name] = values
+    report = convert(tmp_path / file, tmp_path / "out", "tfrecord")
     assert {field.name for field in streamkit.open(tmp_path / "out").schema} == {"x", "label"}
     assert any("mean" in notice and "3 rows" in notice for notice in report.notices)
 
@@ -450,8 +456,6 @@ def test_only_one_array_is_the_label(tmp_path: Path) -> None:
 
 
 def test_a_table_keeps_rows_that_lie_compressed_together(tmp_path: Path) -> None:
-    import h5py
-
     with h5py.File(tmp_path / "t.h5", "w") as file:
         file.create_dataset("x", data=np.arange(400.0).reshape(200, 2), chunks=(20, 2), compression="gzip")
     convert(tmp_path / "t.h5", tmp_path / "out", "tfrecord")

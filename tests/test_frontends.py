@@ -438,7 +438,7 @@ WITHOUT_TENSORFLOW = """if True:
     try:
         streamkit.dataset(path, batch_size=4)
         out["dataset"] = ""
-    except ImportError as error:
+    except streamkit.UsageError as error:
         out["dataset"] = str(error)
     print(json.dumps(out))
 """
