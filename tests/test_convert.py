@@ -1054,6 +1054,19 @@ def test_a_file_size_limit_is_a_clear_error(many_photos: Path, tmp_path: Path, f
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+def test_a_limit_inside_compressed_chunks_is_a_clear_error(tmp_path: Path) -> None:
+    """libhdf5 must not meet the limit itself: it leaves its file open then, and the process ends in a crash."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).integers(0, 99, (4000, 50)))
+    args = ("convert", tmp_path / "rows.npy", tmp_path / "out", "--format", "hdf5", "--compression", "gzip")
+    script = "import resource, sys; from streamkit.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (90000, 90000));"
+    run = python(f"{script} sys.exit(main(sys.argv[1:]))", *args, "--workers", 1)
+    assert run.returncode == 5, (run.returncode, run.stderr)
+    assert len(run.stderr.splitlines()) == 1 and "train-00000.h5" in run.stderr
+    assert cli(*args).returncode == 0
+    convert(tmp_path / "rows.npy", tmp_path / "whole", "hdf5", compression="gzip")
+    assert digests(tmp_path / "out") == digests(tmp_path / "whole")
+
+
 def test_a_killed_worker_is_a_clear_error(many_photos: Path, tmp_path: Path) -> None:
     """FAULTS 14."""
     script = """

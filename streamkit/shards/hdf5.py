@@ -63,9 +63,7 @@ class HDF5:
     def write_shard(self, path: Path, schema: Schema, records: Iterable[Record]) -> Places:
         rows = list(records)
         n = len(rows)
-        _make_room(
-            path, sum(len(row.payloads[f.name]) for f in schema.payloads if f.chunk_rows is None for row in rows)
-        )
+        _make_room(path, sum(len(row.payloads[f.name]) for f in schema.payloads for row in rows))
         try:
             with h5py.File(path, "w", libver="earliest", track_order=False) as file:
                 addresses = {f.name: _create(file, f, rows) for f in schema.payloads}
@@ -110,7 +108,12 @@ class HDF5:
 
 
 def _make_room(path: Path, nbytes: int) -> None:
-    """Let a full disk or a file size limit show itself before libhdf5 meets it: that would leave its file open."""
+    """Let a full disk or a file size limit show itself before libhdf5 meets it.
+
+    After a write that fails while closing, libhdf5 keeps its file open and takes the process down at exit. Chunks count
+    with their size before compression, because the size after it is not known yet.
+    """
+    nbytes += nbytes // 64 + (1 << 16)  # layout and columns
     with open(path, "wb") as file:
         file.truncate(nbytes)
     disk = os.statvfs(path.parent)
