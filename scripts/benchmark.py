@@ -1,7 +1,8 @@
 """Measure streamkit beside the machine's own limit for each task, in one interleaved run.
 
-Figures are CPU-seconds of all threads and processes, the best of several rounds: on a shared machine wall time says
-little. A limit is the bare operation (decode, gather) on the same data with as many threads as the loader has.
+Figures are CPU-seconds of all threads and processes, medians over rounds in which all ways take turns: on a shared
+machine wall time says little, and the best of a few rounds is luck. A limit is the bare operation (decode, gather) on the
+same data with as many threads as the loader has; a share is the median of each round's own limit over what was measured.
 """
 
 from __future__ import annotations
@@ -26,16 +27,27 @@ import numpy as np
 THREADS = len(os.sched_getaffinity(0))
 
 
-def interleaved(rounds: int, **functions: Callable[[], None]) -> dict[str, float]:
-    """Best CPU-seconds of each function over rounds in which all take turns; the first round warms up."""
-    best: dict[str, float] = {}
+def interleaved(rounds: int, **functions: Callable[[], None]) -> dict[str, list[float]]:
+    """CPU-seconds of each function, round by round; the first round warms up and does not count."""
+    spent: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
         for name, function in functions.items():
             started = time.process_time()
             function()
             if number:
-                best[name] = min(best.get(name, np.inf), time.process_time() - started)
-    return best
+                spent[name].append(time.process_time() - started)
+    return spent
+
+
+def shares(task: str, n: int, spent: dict[str, list[float]], target: float) -> list[dict[str, Any]]:
+    """One row a way, beside the way called limit."""
+    limit = spent.pop("limit")
+    rows = []
+    for way, seconds in spent.items():
+        found = row(task, way, n / float(np.median(seconds)), "samples/CPU-s", n / float(np.median(limit)), target)
+        found["share"] = float(np.median(np.divide(limit, seconds)))
+        rows.append(found)
+    return rows
 
 
 def in_threads(function: Callable[[Any], Any], parts: list[Any]) -> None:
@@ -93,15 +105,23 @@ def draw_jpegs(folder: Path, n: int, side: int, n_classes: int) -> Path:
 def task_convert_small(data: Path | None, work: Path, rounds: int) -> list[dict[str, Any]]:
     source = small_jpegs(data, work)
     n = sum(1 for _ in source.rglob("*.jpg"))
-    best = {"decode": np.inf, "header": np.inf}
+    spent: dict[str, list[float]] = {"decode": [], "header": []}
     for _ in range(rounds):
-        for check in best:
+        for check, seconds in spent.items():
             shutil.rmtree(work / "out", ignore_errors=True)
-            spent = cli("convert", source, work / "out", "--format", "tfrecord", "--check", check, "--workers", "1")
-            best[check] = min(best[check], spent)
+            seconds.append(
+                cli("convert", source, work / "out", "--format", "tfrecord", "--check", check, "--workers", "1")
+            )
     return [
-        row("convert 10,000 tiny JPEGs, keep", f"--check {check}", n / seconds, "files/CPU-s", None, target)
-        for (check, seconds), target in zip(best.items(), (6000, None), strict=True)
+        row(
+            "convert 10,000 tiny JPEGs, keep",
+            f"--check {check}",
+            n / np.median(spent[check]),
+            "files/CPU-s",
+            None,
+            target,
+        )
+        for check, target in (("decode", 6000), ("header", None))
     ]
 
 
@@ -119,21 +139,22 @@ def task_read_small(data: Path | None, work: Path, rounds: int) -> list[dict[str
         for jpeg in part:
             simplejpeg.decode_jpeg(jpeg, "RGB")
 
-    loaders = {d: streamkit.Loader(out, batch_size=256, dtype=d) for d in ("uint8", "float32")}
-    best = interleaved(
-        rounds,
-        limit=lambda: in_threads(bare, parts),
-        uint8=lambda: drain(loaders["uint8"]),
-        float32=lambda: drain(loaders["float32"]),
-    )
-    n = len(files)
-    return [
-        row("read 10,000 tiny JPEGs, batch 256", f"NumPy {d}", n / best[d], "samples/CPU-s", n / best["limit"], 0.65)
-        for d in loaders
-    ]
+    ways = {f"NumPy {d}": streamkit.Loader(out, batch_size=256, dtype=d) for d in ("uint8", "float32")}
+    functions: dict[str, Callable[[], None]] = {"limit": lambda: in_threads(bare, parts)}
+    functions |= {way: lambda loader=loader: drain(loader) for way, loader in ways.items()}
+    return shares("read 10,000 tiny JPEGs, batch 256", len(files), interleaved(4 * rounds, **functions), 0.65)
 
 
 def task_rows(data: Path | None, work: Path, rounds: int) -> list[dict[str, Any]]:
+    return row_ways(work, rounds, "NumPy", 0.7)
+
+
+def task_rows_tf(data: Path | None, work: Path, rounds: int) -> list[dict[str, Any]]:
+    return row_ways(work, rounds, "tf.data", 0.3)
+
+
+def row_ways(work: Path, rounds: int, way: str, target: float) -> list[dict[str, Any]]:
+    """NumPy and tf.data in a process each: with TensorFlow loaded, the gather pays page faults and costs twice as much."""
     import streamkit
 
     n = 20_000
@@ -147,23 +168,9 @@ def task_rows(data: Path | None, work: Path, rounds: int) -> list[dict[str, Any]
     }
     for format in ("tfrecord", "hdf5"):
         out = fresh(source, work / f"rows-{format}", format, "--compression", "none")
-        loader = streamkit.Loader(out, batch_size=256)
-        dataset = streamkit.dataset(out, batch_size=256)
-        functions[f"{format} NumPy"] = lambda loader=loader: drain(loader)
-        functions[f"{format} tf.data"] = lambda dataset=dataset: drain(dataset)
-    best = interleaved(rounds, **functions)
-    limit = n / best.pop("limit")
-    return [
-        row(
-            "read 20,000 float32 (64, 64), batch 256",
-            name,
-            n / s,
-            "samples/CPU-s",
-            limit,
-            0.7 if "NumPy" in name else 0.3,
-        )
-        for name, s in best.items()
-    ]
+        made = streamkit.Loader(out, batch_size=256) if way == "NumPy" else streamkit.dataset(out, batch_size=256)
+        functions[f"{format} {way}"] = lambda made=made: drain(made)
+    return shares("read 20,000 float32 (64, 64), batch 256", n, interleaved(4 * rounds, **functions), target)
 
 
 def task_photos(data: Path | None, work: Path, rounds: int) -> list[dict[str, Any]]:
@@ -182,17 +189,12 @@ def task_photos(data: Path | None, work: Path, rounds: int) -> list[dict[str, An
         for jpeg in part:
             simplejpeg.decode_jpeg(jpeg, "RGB")
 
-    best = interleaved(
-        rounds,
-        limit=lambda: in_threads(bare, parts),
-        tf=lambda: drain(dataset),
-        numpy=lambda: drain(loader),
-    )
-    n = len(files)
-    return [
-        row("photos to 224x224 uint8, batch 64", name, n / best[key], "samples/CPU-s", n / best["limit"], 0.8)
-        for name, key in (("tf.data", "tf"), ("NumPy", "numpy"))
-    ]
+    ways = {
+        "limit": lambda: in_threads(bare, parts),
+        "tf.data": lambda: drain(dataset),
+        "NumPy": lambda: drain(loader),
+    }
+    return shares("photos to 224x224 uint8, batch 64", len(files), interleaved(rounds, **ways), 0.8)
 
 
 _MEMORY = """
@@ -243,6 +245,7 @@ TASKS: dict[str, Callable[[Path | None, Path, int], list[dict[str, Any]]]] = {
     "convert-small": task_convert_small,
     "read-small": task_read_small,
     "rows": task_rows,
+    "rows-tf": task_rows_tf,
     "photos": task_photos,
     "memory": task_memory,
 }
@@ -282,7 +285,13 @@ def main() -> None:
         found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         results += json.loads(found.stdout)
     shutil.rmtree(work)
-    facts = {"machine": platform.machine(), "cores": THREADS, "python": platform.python_version(), "results": results}
+    facts = {
+        "machine": platform.machine(),
+        "cores": THREADS,
+        "python": platform.python_version(),
+        "load": os.getloadavg()[0],
+        "results": results,
+    }
     text = json.dumps(facts, indent=1)
     if args.save:
         args.save.write_text(text + "\n")

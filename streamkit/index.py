@@ -113,7 +113,7 @@ class Index:
             return out
         at = 0
         file = pq.ParquetFile(self.path)
-        for batch in file.iter_batches(batch_size=1 << 18, columns=list(names), use_threads=False):
+        for batch in file.iter_batches(batch_size=1 << 16, columns=list(names), use_threads=False):
             for name in names:
                 values = _numpy(batch.column(name))
                 if name.rpartition(".")[2] in _PLACES and "." in name and values.dtype.kind not in "iu":
@@ -122,6 +122,7 @@ class Index:
                     out[name] = np.empty((self.n_rows, *values.shape[1:]), _dtype(name, values, file))
                 out[name][at : at + len(values)] = values
             at += batch.num_rows
+        pa.default_memory_pool().release_unused()  # else what was read along the way stays with Arrow
         return out if out else {n: np.empty(0, np.int64) for n in names}
 
     def key(self, row: int) -> str:

@@ -29,6 +29,8 @@
 #define POLYNOMIAL 0x82f63b78u /* Castagnoli, bit-reversed. Source: RFC 3720, appendix B.4 */
 #define LONG_BLOCK 2048
 #define SHORT_BLOCK 256
+#define WIDE_MIN 1024       /* bytes from which setting up the wide sum pays */
+#define CACHED_NBYTES 1048576 /* a batch larger than this has left the core's own cache when it is used */
 #define MAX_IOV 512
 
 /* The instruction takes three cycles but starts one a cycle, so three neighbouring blocks are summed at once; a block's
@@ -90,22 +92,35 @@ WIDE_TARGET static inline __m512i twice_a_lane(const uint64_t *pair) {
     return _mm512_set_epi64(pair[1], pair[0], pair[1], pair[0], pair[1], pair[0], pair[1], pair[0]);
 }
 
-WIDE_TARGET static uint64_t wide_blocks(uint64_t crc, const unsigned char *at, size_t n) {
+/* The sum of n bytes, a multiple of 256 and not 0. With `to`, they are copied there on the way, which saves reading them
+ * twice; past the caches when told so (`to` on a 64-byte border), as a large batch is out of them before anyone looks.
+ * `next` is where the next range of `n_next` bytes begins: it is fetched meanwhile, line by line. */
+WIDE_TARGET static uint64_t wide_blocks(uint64_t crc, const char *at, size_t n, char *to, int past_caches,
+                                        const char *next, size_t n_next) {
     __m512i far = twice_a_lane(fold_by_256), near = twice_a_lane(fold_by_64);
-    __m512i a = _mm512_loadu_si512(at), b = _mm512_loadu_si512(at + 64);
-    __m512i c = _mm512_loadu_si512(at + 128), d = _mm512_loadu_si512(at + 192);
-    a = _mm512_xor_si512(a, _mm512_set_epi64(0, 0, 0, 0, 0, 0, 0, (long long)crc));
-    for (at += 256, n -= 256; n; at += 256, n -= 256) {
-        a = fold(a, far, _mm512_loadu_si512(at));
-        b = fold(b, far, _mm512_loadu_si512(at + 64));
-        c = fold(c, far, _mm512_loadu_si512(at + 128));
-        d = fold(d, far, _mm512_loadu_si512(at + 192));
+    __m512i sum[4], data[4];
+    for (size_t done = 0; done < n; done += 256) {
+        for (int k = 0; k < 4; k++)
+            data[k] = _mm512_loadu_si512(at + done + 64 * k);
+        if (done < n_next)
+            for (int k = 0; k < 4; k++)
+                _mm_prefetch(next + done + 64 * k, _MM_HINT_T0);
+        if (to && past_caches)
+            for (int k = 0; k < 4; k++)
+                _mm512_stream_si512((__m512i *)(to + done + 64 * k), data[k]);
+        else if (to)
+            for (int k = 0; k < 4; k++)
+                _mm512_storeu_si512(to + done + 64 * k, data[k]);
+        if (done == 0)
+            data[0] = _mm512_xor_si512(data[0], _mm512_set_epi64(0, 0, 0, 0, 0, 0, 0, (long long)crc));
+        for (int k = 0; k < 4; k++)
+            sum[k] = done == 0 ? data[k] : fold(sum[k], far, data[k]);
     }
-    uint64_t left[8], sum = 0;
-    _mm512_storeu_si512(left, fold(fold(fold(a, near, b), near, c), near, d));
+    uint64_t left[8], whole = 0;
+    _mm512_storeu_si512(left, fold(fold(fold(sum[0], near, sum[1]), near, sum[2]), near, sum[3]));
     for (int i = 0; i < 8; i++)
-        sum = CRC64(sum, left[i]);
-    return sum;
+        whole = CRC64(whole, left[i]);
+    return whole;
 }
 #endif
 
@@ -136,12 +151,13 @@ CRC_TARGET static uint64_t three_blocks(uint64_t crc, const unsigned char *at, s
     return past_zeros(table, past_zeros(table, crc) ^ second) ^ third;
 }
 
-CRC_TARGET static uint32_t crc32c(const unsigned char *at, size_t n) {
-    uint64_t crc = 0xffffffffu, word;
+/* Carry the sum `crc` on over n bytes; it begins as, and at the end is, the complement of the crc32c. */
+CRC_TARGET static uint64_t carry_on(uint64_t crc, const unsigned char *at, size_t n) {
+    uint64_t word;
 #if defined(__x86_64__)
-    if (wide && n >= 1024) {
+    if (wide && n >= WIDE_MIN) {
         size_t whole = n & ~(size_t)255;
-        crc = wide_blocks(crc, at, whole);
+        crc = wide_blocks(crc, (const char *)at, whole, NULL, 0, NULL, 0);
         n -= whole, at += whole;
     }
 #endif
@@ -155,7 +171,27 @@ CRC_TARGET static uint32_t crc32c(const unsigned char *at, size_t n) {
     }
     for (; n; n--)
         crc = CRC8(crc, *at++);
-    return (uint32_t)crc ^ 0xffffffffu;
+    return crc;
+}
+
+static uint32_t crc32c(const char *at, size_t n) {
+    return (uint32_t)carry_on(0xffffffffu, (const unsigned char *)at, n) ^ 0xffffffffu;
+}
+
+/* Copy n bytes and return their crc32c. Arguments as wide_blocks. */
+static uint32_t copy_and_sum(char *to, const char *at, size_t n, int past_caches, const char *next, size_t n_next) {
+    uint64_t crc = 0xffffffffu;
+    size_t whole = 0;
+#if defined(__x86_64__)
+    if (wide && n >= WIDE_MIN) {
+        whole = n & ~(size_t)255;
+        crc = wide_blocks(crc, at, whole, to, past_caches && ((uintptr_t)to & 63) == 0, next, n_next);
+    }
+#else
+    (void)past_caches, (void)next, (void)n_next;
+#endif
+    memcpy(to + whole, at + whole, n - whole);
+    return (uint32_t)carry_on(crc, (const unsigned char *)to + whole, n - whole) ^ 0xffffffffu;
 }
 
 /* 1 where this processor has the crc32c instruction. */
@@ -167,7 +203,7 @@ int streamkit_supported(void) {
 #endif
 }
 
-enum { WRONG_CRC = 0, FILE_ENDS = -1, BUS_ERROR = -2 }; /* *reason; positive ones are errnos */
+enum { WRONG_CRC = 0, FILE_ENDS = -1, BUS_ERROR = -2, NO_ROOM = -3 }; /* *reason; positive ones are errnos */
 
 static int read_whole(int fd, char *into, int64_t length, int64_t offset) {
     while (length > 0) {
@@ -183,14 +219,28 @@ static int read_whole(int fd, char *into, int64_t length, int64_t offset) {
     return 0;
 }
 
+/* The first range that would leave the memory it is read into, whatever the index says; n when none does. */
+static int64_t first_without_room(int64_t n, const int64_t *lengths, int64_t memory_nbytes, const int64_t *places) {
+    int64_t i = 0;
+    while (i < n && places[i] >= 0 && lengths[i] >= 0 && places[i] <= memory_nbytes - lengths[i])
+        i++;
+    return i;
+}
+
 /* Fill memory + places[i] with lengths[i] bytes from offsets[i] on, for all i < n; ranges that touch in the file are read
  * in one call. With crcs, each range's crc32c is compared while the bytes are still in the cache.
  *
  * Returns n, or the number of the first range that failed, and why in *reason; a wrong crc32c is in *found. */
 int64_t streamkit_read(int fd, int64_t n, const int64_t *offsets, const int64_t *lengths, char *memory,
-                       const int64_t *places, const uint32_t *crcs, int32_t *reason, uint32_t *found) {
+                       int64_t memory_nbytes, const int64_t *places, const uint32_t *crcs, int32_t *reason,
+                       uint32_t *found) {
     struct iovec parts[MAX_IOV];
-    int64_t i = 0;
+    int64_t i = first_without_room(n, lengths, memory_nbytes, places);
+    if (i < n) {
+        *reason = NO_ROOM;
+        return i;
+    }
+    i = 0;
     while (i < n) {
         int64_t j = i, end = offsets[i];
         for (; j < n && j - i < MAX_IOV && offsets[j] == end; j++) {
@@ -211,7 +261,7 @@ int64_t streamkit_read(int fd, int64_t n, const int64_t *offsets, const int64_t 
         }
         if (crcs)
             for (int64_t k = i; k < j; k++) {
-                *found = crc32c((const unsigned char *)memory + places[k], (size_t)lengths[k]);
+                *found = crc32c(memory + places[k], (size_t)lengths[k]);
                 if (*found != crcs[k]) {
                     *reason = WRONG_CRC;
                     return k;
@@ -259,8 +309,13 @@ void streamkit_unmap(void *at, int64_t n) {
 }
 
 /* As streamkit_read, but from memory: range i begins at sources[i], in a mapped file. */
-int64_t streamkit_copy(int64_t n, char *const *sources, const int64_t *lengths, char *memory, const int64_t *places,
-                       const uint32_t *crcs, int32_t *reason, uint32_t *found) {
+int64_t streamkit_copy(int64_t n, char *const *sources, const int64_t *lengths, char *memory, int64_t memory_nbytes,
+                       const int64_t *places, const uint32_t *crcs, int32_t *reason, uint32_t *found) {
+    int64_t bad = first_without_room(n, lengths, memory_nbytes, places);
+    if (bad < n) {
+        *reason = NO_ROOM;
+        return bad;
+    }
     sigjmp_buf back;
     volatile int64_t i = 0;
     if (sigsetjmp(back, 0)) {
@@ -270,18 +325,24 @@ int64_t streamkit_copy(int64_t n, char *const *sources, const int64_t *lengths, 
     }
     copying = &back;
     for (; i < n; i++) {
-        if (i + 1 < n) /* the pages after the first are fetched by the processor; one miss at a time is not enough */
-            for (int64_t ahead = 0; ahead < lengths[i + 1] && ahead < 16384; ahead += 4096)
-                __builtin_prefetch(sources[i + 1] + ahead);
-        memcpy(memory + places[i], sources[i], (size_t)lengths[i]);
-        if (crcs) {
-            *found = crc32c((const unsigned char *)memory + places[i], (size_t)lengths[i]);
-            if (*found != crcs[i]) {
-                *reason = WRONG_CRC;
-                break;
-            }
+        char *to = memory + places[i];
+        size_t length = (size_t)lengths[i];
+        const char *next = i + 1 < n ? sources[i + 1] : NULL;
+        size_t n_next = i + 1 < n ? (size_t)lengths[i + 1] : 0;
+        if (!crcs) {
+            memcpy(to, sources[i], length);
+            continue;
+        }
+        /* The processor fetches lines ahead within a page only: its first miss in each page of the next range is ours. */
+        for (size_t ahead = 0; ahead < n_next && ahead < 16384; ahead += 4096)
+            __builtin_prefetch(next + ahead);
+        *found = copy_and_sum(to, sources[i], length, memory_nbytes > CACHED_NBYTES, next, n_next);
+        if (*found != crcs[i]) {
+            *reason = WRONG_CRC;
+            break;
         }
     }
     copying = NULL;
+    __sync_synchronize(); /* what went past the caches is in memory before another thread is told */
     return i;
 }

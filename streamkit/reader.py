@@ -67,7 +67,7 @@ class Reader:
 
     def __init__(
         self,
-        root: Path,
+        root: str | os.PathLike[str],
         manifest: Manifest,
         split: Split,
         fields: Sequence[Field],
@@ -75,10 +75,10 @@ class Reader:
         chunk_budget_nbytes: int = 256 << 20,
         map_limit_nbytes: int | None = None,
     ) -> None:
-        self.root, self.manifest, self.split = root, manifest, split
+        self.root, self.manifest, self.split = Path(root), manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
-        self.files = Files(root)
-        self.index = Index(root / split.index, split.samples, split.index_digest)
+        self.files = Files(self.root)
+        self.index = Index(self.root / split.index, split.samples, split.index_digest)
         self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
         self._load()
         self._check_sizes()

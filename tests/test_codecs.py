@@ -175,14 +175,16 @@ def test_jpeg_at_the_smallest_scale_that_is_large_enough() -> None:
     assert image.decode(turned, channels=3, at_least=(160, 100)).shape[:2] == (160, 100)
 
 
-def test_decoding_into_a_buffer() -> None:
-    data = encoded(picture(16, 24), "JPEG")
-    out = np.empty((16, 24, 3), np.uint8)
-    assert image.decode(data, channels=3, out=out) is out
-    np.testing.assert_array_equal(out, image.decode(data, channels=3))
-    assert_same_picture(out, pillow(data), "a.jpg")
-    other = np.empty((8, 24, 3), np.uint8)
-    assert image.decode(data, channels=3, out=other).shape == (16, 24, 3)
+def test_pictures_decoded_alike_are_those_decoded_one_by_one() -> None:
+    right = [encoded(noise(16, 24), "JPEG"), encoded(picture(16, 24), "JPEG")]
+    others = [encoded(picture(16, 24), "PNG"), encoded(picture(8, 24), "JPEG"), encoded(picture(24, 16), "JPEG")]
+    others += [encoded(picture(32, 24), "JPEG"), right[0][:-20], b""]
+    datas = [right[0], *others, right[1]]
+    out = np.zeros((len(datas), 16, 24, 3), np.uint8)
+    assert image.decode_alike([memoryview(d) for d in datas], out) == list(range(1, len(datas) - 1))
+    for slot, data in zip(out[[0, -1]], right, strict=True):
+        np.testing.assert_array_equal(slot, image.decode(data, channels=3))
+        assert_same_picture(slot, pillow(data), "a.jpg")
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])

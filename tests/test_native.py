@@ -123,6 +123,25 @@ def test_crc_of_the_c_code_is_crc32c(file: Path, start: int, length: int) -> Non
         os.close(fd)
 
 
+@needs_compiler
+@pytest.mark.parametrize("length", [4096, 4096 + 64, 5000])
+@pytest.mark.parametrize("bad", [None, 0, 199])
+def test_a_large_batch_goes_past_the_caches_unchanged(file: Path, length: int, bad: int | None) -> None:
+    offsets, lengths, places, crcs = ranges([(37 * i % 90_000, length) for i in range(400)])  # more than a megabyte
+    if bad is not None:
+        crcs[bad] ^= 1
+    memory = np.zeros(int(lengths.sum()) + 64, np.uint8)
+    memory = memory[-memory.ctypes.data % 64 :][: int(lengths.sum())]  # aligned, as the loader's buffers are
+    maps = Maps(Files(file.parent), [file.name])
+    try:
+        maps.read(np.zeros(400, np.int64), offsets, lengths, memory, places, crcs)
+    except native.BadRange as error:
+        assert error.i == bad
+    else:
+        assert bad is None
+        assert memory.tobytes() == b"".join(DATA[a : a + length].tobytes() for a in offsets)
+
+
 _CUT = """
 import os, sys
 import numpy as np

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,47 @@ def test_help_shows_an_example() -> None:
     run = train("--help")
     assert run.returncode == 0
     assert "example: train.py" in run.stdout
+
+
+@pytest.mark.parametrize("fetched", ["in the step", "before the step"])
+@pytest.mark.parametrize("fetching, computing, share", [(1, 3, 0.25), (0, 4, 0.0), (4, 0, 1.0)])
+def test_data_wait_is_the_share_of_fetching(
+    monkeypatch: pytest.MonkeyPatch, fetched: str, fetching: int, computing: int, share: float
+) -> None:
+    """On a clock of its own: TensorFlow and JAX fetch inside the train function, PyTorch before it."""
+    from streamkit.training import timing
+
+    clock = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    def batches() -> Any:
+        while True:
+            spend(fetching)
+            yield np.zeros((8, 4)), np.zeros((8, 1))
+
+    def step(source: Any) -> None:
+        next(iter(source))
+        spend(computing)
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock)
+    report, source = timing.EpochReport(), batches()
+    report.set_params({"epochs": 1})
+    report.set_model(SimpleNamespace(train_function=step, steps_per_execution=1))
+    report.on_train_begin()
+    report.on_epoch_begin(0)
+    for number in range(5):
+        ready = source if fetched == "in the step" else [next(source)]
+        report.on_train_batch_begin(number)
+        report.model.train_function(ready)
+        report.on_train_batch_end(number)
+    report.on_epoch_end(0)
+    assert report.data_wait == share
+    assert report.images_per_second == 5 * 8 / (5 * 4)
+    report.on_train_end()
+    assert report.model.train_function is step
 
 
 def test_data_wait_counts_the_time_that_batches_took(capsys: pytest.CaptureFixture[str]) -> None:

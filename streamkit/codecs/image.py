@@ -31,7 +31,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -152,7 +152,6 @@ def decode(
     orientation: int | None = None,
     n_stored: int = 3,
     at_least: tuple[int, int] | None = None,
-    out: Pixels | None = None,
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
     """Decode a picture.
@@ -163,11 +162,9 @@ def decode(
         orientation: EXIF orientation; None looks for it.
         n_stored: channels as stored, when known; 4 sends a JPEG (CMYK) through Pillow.
         at_least: (height, width) wanted upright; a JPEG is then decoded at the smallest scale not below it.
-        out: C-contiguous uint8 array to decode into when the size fits exactly.
 
     Returns:
-        uint8 (height, width, channels), upright: `out` itself when it was decoded into. Else it may be a view of a buffer
-        that the thread's next call overwrites.
+        uint8 (height, width, channels), upright. It may be a view of a buffer that the thread's next call overwrites.
 
     Raises:
         BadImage: the bytes are damaged.
@@ -178,13 +175,6 @@ def decode(
     if orientation is None:
         orientation = _orientation(data)
     try:
-        if out is not None and orientation == 1:
-            try:
-                if simplejpeg.decode_jpeg(data, _JPEG_SPACE[channels], fastdct=True, buffer=out).shape == out.shape:
-                    return out
-            except ValueError as error:
-                if "too small" not in str(error):
-                    raise
         buffer = _scratch_for(max_pixels * channels)
         height, width = at_least or (0, 0)
         if orientation >= 5:
@@ -203,6 +193,24 @@ def decode(
             raise RefusedImage(f"more than {max_pixels} pixels") from None
         raise BadImage(f"damaged JPEG: {error}") from None
     return upright(pixels, orientation)
+
+
+def decode_alike(datas: Sequence[memoryview], out: Pixels) -> list[int]:
+    """Decode JPEGs of one size, upright and not CMYK, into uint8 `out` (n, height, width, channels).
+
+    Returns:
+        Numbers of those that were something else or damaged: `decode` takes them, or says what is wrong.
+    """
+    decode_jpeg, space, shape = simplejpeg.decode_jpeg, _JPEG_SPACE[out.shape[3]], out.shape[1:]
+    rest = []
+    # Threads take turns in what is between two calls, which for small pictures is most of the time: so it is this little.
+    for i, (data, slot) in enumerate(zip(datas, out.reshape(len(out), -1), strict=True)):
+        try:
+            if decode_jpeg(data, space, True, False, 0, 0, 1, slot).shape != shape:
+                rest.append(i)
+        except ValueError:
+            rest.append(i)
+    return rest
 
 
 def _scratch_for(nbytes: int) -> Pixels:

@@ -1,0 +1,73 @@
+"""Rows -> stored values of a payload field: read, unpack, lay out. What a view makes of them is not known here.
+
+>>> import tempfile, streamkit
+>>> out, source = tempfile.mkdtemp() + "/out", tempfile.mkdtemp() + "/x.npy"
+>>> np.save(source, np.arange(6, dtype=np.int16).reshape(3, 2))
+>>> _ = streamkit.convert(source, out, format="hdf5", workers=1)
+>>> manifest = streamkit.open(out)
+>>> reader = Reader(out, manifest, manifest.splits["train"], list(manifest.schema))
+>>> sorted(values.tolist() for values in Payloads(reader).decoded(manifest.schema["array"], np.arange(3)))
+[[0, 1], [2, 3], [4, 5]]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.codecs import array as arrays
+from streamkit.reader import MAX_RANGE_NBYTES, Reader
+from streamkit.schema import Field
+
+Ints = npt.NDArray[np.int64]
+
+
+class Payloads:
+    """Payload values of a reader's rows, as they were stored."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def raw_into(self, field: Field, rows: Ints, out: npt.NDArray[Any]) -> None:
+        """Fill `out` (n, ...) with fixed-shape values as they are stored."""
+        if field.chunk_rows is not None:
+            self.reader.read_chunked(field, rows, out)
+        elif field.encoding == "raw":
+            nbytes = field.sample_nbytes
+            lengths = self.reader.lengths(field.name, rows)
+            if len(rows) and (lengths.min() != nbytes or lengths.max() != nbytes):
+                bad = int(np.argmax(lengths != nbytes))
+                raise self.reader.damaged(int(rows[bad]), f"{lengths[bad]} bytes, expected {nbytes}")
+            memory = out.reshape(-1).view(np.uint8)
+            self.reader.read(field.name, rows, memory, np.arange(len(rows), dtype=np.int64) * nbytes)
+        else:
+            for i, values in enumerate(self.decoded(field, rows)):
+                out[i] = values
+
+    def decoded(self, field: Field, rows: Ints) -> list[npt.NDArray[Any]]:
+        """Each row's own array, addressed payloads only."""
+        shapes = self.reader.columns.get(f"{field.name}.shape")
+        out = []
+        for row, stored in zip(rows.tolist(), self.stored(field, rows), strict=True):
+            data: Any = stored
+            shape = field.shape if shapes is None else tuple(shapes[row].tolist())
+            try:
+                if field.encoding == "zlib":
+                    limit = field.sample_nbytes if field.fixed else min(MAX_RANGE_NBYTES, 1032 * len(data) + 64)
+                    data = arrays.inflate(data, limit)
+                out.append(arrays.from_bytes(data, field.dtype, shape))
+            except arrays.BadArray as error:
+                raise self.reader.damaged(row, str(error)) from None
+        return out
+
+    def stored(self, field: Field, rows: Ints) -> list[memoryview]:
+        """The stored bytes of each row, read into one buffer."""
+        lengths = self.reader.lengths(field.name, rows)
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        memory = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        self.reader.read(field.name, rows, memory, starts)
+        view = memoryview(memory)  # type: ignore[arg-type]
+        return [view[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]

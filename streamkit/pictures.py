@@ -1,0 +1,157 @@
+"""Rows -> pictures: decode, cut out, resize and mirror into a batch's slots, at the smallest scale that suffices.
+
+>>> _at_least((100, 50), np.array([[0, 0, 0.5, 1.0]]), 0)
+(200, 50)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.augment import center_boxes, flips, random_boxes
+from streamkit.buffers import Buffers
+from streamkit.codecs import image
+from streamkit.codecs.resize import cut_out, recolor, resize
+from streamkit.manifest import Manifest
+from streamkit.payloads import Payloads
+from streamkit.schema import Field
+from streamkit.view import View
+
+Ints = npt.NDArray[np.int64]
+Pixels = npt.NDArray[np.uint8]
+
+_MAX_PIXELS = 1 << 30  # whatever a manifest says was allowed when it was made
+
+
+class Pictures:
+    """Makes the pictures of rows as a view wants them; `seed` is that of crops and flips."""
+
+    def __init__(self, payloads: Payloads, view: View, buffers: Buffers, seed: int) -> None:
+        self.payloads, self.view, self.buffers, self.seed = payloads, view, buffers, seed
+        self.columns = payloads.reader.columns
+        self.max_pixels = _max_pixels(payloads.reader.manifest)
+
+    def batch(self, field: Field, rows: Ints, epoch: int) -> npt.NDArray[Any]:
+        """The pictures of `rows`, all of one size: (n, height, width, channels) of the view's dtype."""
+        height, width = self.view.size(field)
+        shape = (len(rows), int(height or 0), int(width or 0), self.view.n_channels(field))
+        out = self.buffers.empty(shape, np.uint8)
+        boxes = self._boxes(field, rows, epoch)
+        if field.is_encoded_image:
+            self._decode_into(field, rows, out, boxes)
+        elif field.shape == shape[1:] and boxes is None:
+            self.payloads.raw_into(field, rows, out)
+        else:
+            for i, pixels in enumerate(self._stored(field, rows)):
+                self._fit(field, recolor(pixels, shape[3]), out[i], None if boxes is None else boxes[i])
+        if self.view.flip:
+            for i in np.flatnonzero(flips((self.seed, epoch), rows)).tolist():
+                out[i] = out[i, :, ::-1].copy()
+        return self._converted(field, out)
+
+    def single(self, field: Field, one: Ints, epoch: int) -> npt.NDArray[Any]:
+        """The picture of one row at the view's size, or at its own: (height, width, channels)."""
+        if self.view.image_size is not None or field.fixed:
+            return self.batch(field, one, epoch)[0]
+        if field.is_encoded_image:
+            pixels = self._decode(field, int(one[0]), self.payloads.stored(field, one)[0]).copy()
+        else:
+            pixels = recolor(self._stored(field, one)[0], self.view.n_channels(field)).copy()
+        if self.view.flip and flips((self.seed, epoch), one)[0]:
+            pixels = np.ascontiguousarray(pixels[:, ::-1])
+        return self._converted(field, pixels)
+
+    def _converted(self, field: Field, pixels: Pixels) -> npt.NDArray[Any]:
+        if field.kind == "mask" or self.view.dtype == "uint8":
+            return pixels
+        out = self.buffers.empty(pixels.shape, self.view.dtype)
+        np.copyto(out, pixels)
+        return out
+
+    def _boxes(self, field: Field, rows: Ints, epoch: int) -> npt.NDArray[np.float64] | None:
+        """The part of each picture to cut out, as shares of its height and width; None for the whole."""
+        if not self.view.crops or self.view.image_size is None:
+            return None
+        sides = [
+            np.asarray(self.columns[s][rows], np.int64) if s in self.columns else np.full(len(rows), d)
+            for s, d in zip(("height", "width"), field.shape[:2], strict=True)
+        ]
+        height, width = self.view.image_size
+        if self.view.crop == "random":
+            boxes = random_boxes((self.seed, epoch), rows, sides[0], sides[1])
+        else:
+            boxes = center_boxes(sides[0], sides[1], width / height)
+        return boxes / np.stack([*sides, *sides], axis=1)
+
+    def _stored(self, field: Field, rows: Ints) -> Sequence[Pixels]:
+        """Pictures that are stored as pixels, each at its own size and with its own channels."""
+        if field.chunk_rows is None and not (field.fixed and field.encoding == "raw"):
+            return self.payloads.decoded(field, rows)
+        stored = np.empty((len(rows), *(int(d or 0) for d in field.shape)), np.uint8)
+        self.payloads.raw_into(field, rows, stored)
+        return list(stored)
+
+    def _decode_into(self, field: Field, rows: Ints, out: Pixels, boxes: npt.NDArray[np.float64] | None) -> None:
+        """Decode encoded pictures and fit each, or its box, into its slot."""
+        stored = self.payloads.stored(field, rows)
+        fits = boxes is None and field.shape[:2] == out.shape[1:3]
+        rest = image.decode_alike(stored, out) if fits and self._plain(field, rows) else range(len(rows))
+        for i in rest:
+            at_least = None if fits or field.kind != "image" else _at_least(out.shape[1:3], boxes, i)
+            pixels = self._decode(field, int(rows[i]), stored[i], at_least)
+            self._fit(field, pixels, out[i], None if boxes is None else boxes[i])
+
+    def _plain(self, field: Field, rows: Ints) -> bool:
+        """True where no picture of these rows is to be turned, and none is stored with four channels."""
+        turned, channels = self.columns.get("orientation"), self.columns.get("channels")
+        return field.kind == "image" and (
+            (turned is None or bool((turned[rows] == 1).all()))
+            and (channels is None or bool((channels[rows] < 4).all()))
+        )
+
+    def _decode(self, field: Field, row: int, data: memoryview, at_least: tuple[int, int] | None = None) -> Pixels:
+        is_image = field.kind == "image"  # the index's columns speak of it, not of masks
+        turned, channels = (self.columns.get(name) if is_image else None for name in ("orientation", "channels"))
+        try:
+            return image.decode(
+                data,
+                channels=self.view.n_channels(field),
+                orientation=int(turned[row]) if turned is not None else 1 if is_image else None,
+                n_stored=3 if channels is None else int(channels[row]),
+                at_least=at_least,
+                max_pixels=self.max_pixels,
+            )
+        except image.BadImage as error:
+            raise self.payloads.reader.damaged(row, str(error)) from None
+
+    def _fit(self, field: Field, pixels: Pixels, slot: Pixels, box: npt.NDArray[np.float64] | None) -> None:
+        """Cut the box out, and resize it into the batch's slot."""
+        if box is not None:
+            pixels = cut_out(pixels, box)
+        if pixels.shape == slot.shape:
+            slot[:] = pixels
+        else:
+            how = self.view.interpolation if field.kind == "image" else "nearest"
+            resize(pixels, (slot.shape[0], slot.shape[1]), how, out=slot)
+
+
+def _at_least(size: tuple[int, ...], boxes: npt.NDArray[np.float64] | None, i: int) -> tuple[int, int]:
+    """(height, width) that a whole picture must have at least, so that its box i has `size`."""
+    if boxes is None:
+        return size[0], size[1]
+    return math.ceil(size[0] / boxes[i, 2]), math.ceil(size[1] / boxes[i, 3])
+
+
+def _max_pixels(manifest: Manifest) -> int:
+    """Pixels of the largest picture there can be, which sizes the decode buffers."""
+    sides = manifest.statistics.get("image", {})
+    try:
+        allowed = min(_MAX_PIXELS, int(manifest.options.get("max_pixels", image.MAX_PIXELS)))
+        return min(allowed, int(sides["width"][1]) * int(sides["height"][1]))
+    except (KeyError, TypeError, IndexError, ValueError):
+        return image.MAX_PIXELS
