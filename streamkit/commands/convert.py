@@ -1,0 +1,76 @@
+"""`streamkit convert`.
+
+>>> import argparse
+>>> p = argparse.ArgumentParser()
+>>> arguments(p)
+>>> p.parse_args(["raw", "out", "--format", "hdf5"]).format
+'hdf5'
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from streamkit.terminal import progress_bar, say
+
+HELP = "make a dataset of a folder of images or arrays, or of a table file"
+DESCRIPTION = "Make a dataset. The same command again continues an interrupted conversion."
+EXAMPLE = "streamkit convert photos/ out/ --format tfrecord --split train=0.9,val=0.1"
+
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("source", metavar="SRC", help="folder of images or .npy files, or one .npy, .npz or .h5 of N rows")
+    p.add_argument("out", metavar="OUT", help="folder to make")
+    p.add_argument("--format", required=True, choices=("tfrecord", "hdf5"))
+    p.add_argument("--split", metavar="NAME=F,...", help="stratified fractions, such as train=0.9,val=0.1")
+    p.add_argument("--encode", default="keep", metavar="HOW", help="keep (default), jpeg[:Q], png, webp[:Q] or raw")
+    p.add_argument("--resize", metavar="N|HxW", help="short side N (never enlarges), or exactly HxW")
+    p.add_argument(
+        "--compression",
+        default="auto",
+        metavar="CODEC",
+        help="of arrays: auto (default), none, zlib[:L] (tfrecord), gzip[:L], lzf, zstd[:L], lz4, blosc2 (hdf5)",
+    )
+    p.add_argument("--check", default="decode", choices=("decode", "header"), help="what is read of every image")
+    p.add_argument("--shard-size", default="128MB", metavar="SIZE", help="wanted size of a shard (default 128MB)")
+    p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core); never changes the result")
+    p.add_argument("--seed", type=int, default=0, metavar="S", help="salts the order of samples and the splits")
+    p.add_argument("--max-pixels", default="64M", metavar="N", help="larger pictures are refused (default 64M)")
+    p.add_argument("--on-bad", default="fail", choices=("fail", "skip"), help="what a bad item does (default: fail)")
+    p.add_argument(
+        "--overwrite", action="store_true", help="replace a dataset that is there, once the new one is whole"
+    )
+    p.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+
+
+def run(args: argparse.Namespace) -> None:
+    from streamkit.convert import convert
+    from streamkit.convert.options import parse_split
+    from streamkit.reports.conversion import as_json, as_text
+    from streamkit.units import size
+
+    report = convert(
+        args.source,
+        args.out,
+        format=args.format,
+        split=None if args.split is None else parse_split(args.split),
+        encode=args.encode,
+        resize=args.resize,
+        compression=args.compression,
+        check=args.check,
+        shard_size=args.shard_size,
+        workers=args.workers,
+        seed=args.seed,
+        max_pixels=size(args.max_pixels),
+        on_bad=args.on_bad,
+        overwrite=args.overwrite,
+        dry_run=args.dry_run,
+        progress=None if args.quiet else progress_bar,
+    )
+    if not args.quiet:
+        for notice in report.notices:
+            say(f"note: {notice}")
+        for bad in report.skipped:
+            say(f"skipped {bad.key}: {bad.reason}")
+    print(json.dumps(as_json(report), indent=1, sort_keys=True) if args.json else as_text(report))
