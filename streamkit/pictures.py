@@ -1,6 +1,6 @@
 """Rows -> pictures: decode, cut out, resize and mirror into a batch's slots, at the smallest scale that suffices.
 
->>> _at_least((100, 50), np.array([[0, 0, 0.5, 1.0]]), 0)
+>>> _whole_size((100, 50), np.array([[0, 0, 0.5, 1.0]]), 0)
 (200, 50)
 """
 
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from streamkit.augment import center_boxes, flips, random_boxes
 from streamkit.buffers import Buffers
 from streamkit.codecs import image
-from streamkit.codecs.resize import cut_out, recolor, resize
+from streamkit.codecs.resize import EXACT, cut_out, decode_at_least, recolor, resize
 from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
 from streamkit.schema import Field
@@ -102,8 +102,9 @@ class Pictures:
         fits = boxes is None and field.shape[:2] == out.shape[1:3]
         rest = image.decode_alike(stored, out) if fits and self._plain(field, rows) else range(len(rows))
         for i in rest:
-            at_least = None if fits or field.kind != "image" else _at_least(out.shape[1:3], boxes, i)
-            pixels = self._decode(field, int(rows[i]), stored[i], at_least)
+            pixels = self._decode(
+                field, int(rows[i]), stored[i], None if fits else _whole_size(out.shape[1:3], boxes, i)
+            )
             self._fit(field, pixels, out[i], None if boxes is None else boxes[i])
 
     def _plain(self, field: Field, rows: Ints) -> bool:
@@ -114,7 +115,9 @@ class Pictures:
             and (channels is None or bool((channels[rows] < 4).all()))
         )
 
-    def _decode(self, field: Field, row: int, data: memoryview, at_least: tuple[int, int] | None = None) -> Pixels:
+    def _decode(self, field: Field, row: int, data: memoryview, size: tuple[int, int] | None = None) -> Pixels:
+        """A picture upright, in the view's channels; not smaller than `size` where it is to be resized."""
+        how = self._interpolation(field)
         is_image = field.kind == "image"  # the index's columns speak of it, not of masks
         turned, channels = (self.columns.get(name) if is_image else None for name in ("orientation", "channels"))
         try:
@@ -123,7 +126,8 @@ class Pictures:
                 channels=self.view.n_channels(field),
                 orientation=int(turned[row]) if turned is not None else 1 if is_image else None,
                 n_stored=3 if channels is None else int(channels[row]),
-                at_least=at_least,
+                at_least=None if size is None else decode_at_least(size, how),
+                accurate=size is not None and how in EXACT,
                 max_pixels=self.max_pixels,
             )
         except image.BadImage as error:
@@ -136,12 +140,14 @@ class Pictures:
         if pixels.shape == slot.shape:
             slot[:] = pixels
         else:
-            how = self.view.interpolation if field.kind == "image" else "nearest"
-            resize(pixels, (slot.shape[0], slot.shape[1]), how, out=slot)
+            resize(pixels, (slot.shape[0], slot.shape[1]), self._interpolation(field), out=slot)
+
+    def _interpolation(self, field: Field) -> str:
+        return self.view.interpolation if field.kind == "image" else "nearest"  # between two classes there is no mean
 
 
-def _at_least(size: tuple[int, ...], boxes: npt.NDArray[np.float64] | None, i: int) -> tuple[int, int]:
-    """(height, width) that a whole picture must have at least, so that its box i has `size`."""
+def _whole_size(size: tuple[int, ...], boxes: npt.NDArray[np.float64] | None, i: int) -> tuple[int, int]:
+    """(height, width) that a whole picture must have, so that its box i has `size`."""
     if boxes is None:
         return size[0], size[1]
     return math.ceil(size[0] / boxes[i, 2]), math.ceil(size[1] / boxes[i, 3])

@@ -152,6 +152,7 @@ def decode(
     orientation: int | None = None,
     n_stored: int = 3,
     at_least: tuple[int, int] | None = None,
+    accurate: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Pixels:
     """Decode a picture.
@@ -162,6 +163,7 @@ def decode(
         orientation: EXIF orientation; None looks for it.
         n_stored: channels as stored, when known; 4 sends a JPEG (CMYK) through Pillow.
         at_least: (height, width) wanted upright; a JPEG is then decoded at the smallest scale not below it.
+        accurate: take a JPEG's accurate DCT instead of the fast one.
 
     Returns:
         uint8 (height, width, channels), upright. It may be a view of a buffer that the thread's next call overwrites.
@@ -182,7 +184,7 @@ def decode(
         pixels: Pixels = simplejpeg.decode_jpeg(
             data,
             _JPEG_SPACE[channels],
-            fastdct=True,
+            fastdct=not accurate,
             min_height=height,
             min_width=width,
             min_factor=2 if at_least else 1,

@@ -99,12 +99,13 @@ class Encoder:
         if options.encode == "raw" and field.shape[-1] is not None:
             n_channels = field.shape[-1]
         target = target_size(info.height, info.width, options)
+        resized = target != (info.height, info.width)
         pixels = image.decode(
             data,
             channels=n_channels,
             orientation=info.orientation,
             n_stored=info.channels,
-            at_least=target,
+            accurate=resized,  # done once, seen in every epoch: whole, and the mean of all its pixels
             max_pixels=options.max_pixels,
         )
         if pixels.shape[:2] != target:
