@@ -26,8 +26,9 @@ class BadArray(ValueError):
 
 def to_bytes(array: Array) -> memoryview:
     """The array's bytes, little-endian and in C order; no copy when it lies so already."""
-    array = np.asarray(array)
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+    little = np.asarray(array)
+    if not little.flags.c_contiguous or little.dtype.str[0] == ">":
+        little = np.ascontiguousarray(little, dtype=little.dtype.newbyteorder("<"))
     return memoryview(little.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
 
 

@@ -126,10 +126,11 @@ class Encoder:
             raise image.BadImage(f"{target[1]}x{target[0]} pixels cannot be stored as {name}: {error}") from None
 
     def _array(self, field: Field, value: Any, facts: dict[str, Any]) -> Any:
-        if value.dtype.newbyteorder("=") != np.dtype(field.dtype):
+        if value.dtype != field.dtype and value.dtype.newbyteorder("=") != field.dtype:
             raise arrays.BadArray(f"dtype is {value.dtype}, expected {field.dtype}")
-        if len(value.shape) != len(field.shape) or any(
-            a is not None and a != b for a, b in zip(field.shape, value.shape, strict=True)
+        if value.shape != field.shape and (
+            len(value.shape) != len(field.shape)
+            or any(a is not None and a != b for a, b in zip(field.shape, value.shape, strict=True))
         ):
             raise arrays.BadArray(f"shape is {value.shape}, expected {field.shape}")
         facts[f"{field.name}.shape"] = value.shape

@@ -185,7 +185,8 @@ class _RowReader:
     """Rows of one array; of chunked HDF5 the block of rows last read is kept, because neighbours follow."""
 
     def __init__(self, array: Any) -> None:
-        self.array = array
+        # A memory map makes an object of its own class of every row, at twice the price.
+        self.array = np.asarray(array) if isinstance(array, np.ndarray) else array
         chunks = getattr(array, "chunks", None)
         if isinstance(array, np.ndarray):
             self.n_block = 0
