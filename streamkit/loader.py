@@ -14,13 +14,10 @@ the next few batches made ahead; the position to save is computed from the step,
 
 from __future__ import annotations
 
-import collections
 import itertools
 import operator
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.ahead import in_order
 from streamkit.batch import BatchMaker
 from streamkit.buffers import Buffers
 from streamkit.choose import choose, fingerprint, parse_split
@@ -40,7 +38,9 @@ from streamkit.units import size
 from streamkit.view import Spec, View, needed_extras
 
 _SINGLES = 64  # samples made together when they are delivered one by one
-_PREFETCH = 2  # batches made ahead beyond those under way
+_PREFETCH = 2  # tasks done ahead beyond those under way
+_TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
+_TOGETHER_NBYTES = 4 << 20
 _BUDGET_NBYTES = 1 << 30
 _USUAL_RATIO = 4  # zlib on numbers; the index does not say the decoded size of ragged arrays
 
@@ -165,6 +165,7 @@ class Loader:
         # Two arrays of each size may be under way a batch: a picture's pixels and the same as floats.
         self._buffers = Buffers(2 * self.num_workers + _PREFETCH + 2, keep_nbytes=self.memory_budget)
         self._maker = BatchMaker(self._reader, self.view, self.batch_size is not None, self._buffers, self._order.seed)
+        self._buffers.keep *= self._n_together(len(self))
 
     def _chunk_windows(self, n: int) -> tuple[Any, int]:
         """Where chunks begin among the chosen rows, and how many are mixed at once, for chunked fields.
@@ -271,44 +272,35 @@ class Loader:
 
     def stream(self, epoch: int, numbers: range) -> Iterator[Any]:
         """Batches `numbers` of an epoch, made ahead in threads, in order."""
-        if self.batch_size is None:
-            groups = [numbers[i : i + _SINGLES] for i in range(0, len(numbers), _SINGLES)]
-            for group in self._ahead(lambda g: self._singles(epoch, g), groups):
-                yield from group
-            return
-        yield from self._ahead(lambda i: self.batch(epoch, i), numbers)
+        step = self._n_together(len(numbers))
+        groups = [numbers[i : i + step] for i in range(0, len(numbers), step)]
+        for made in in_order(lambda group: self._make(epoch, group), groups, self.num_workers, self.depth):
+            made.reverse()
+            while made:
+                yield made.pop()  # the batch is the caller's now; its buffer is free when they drop it
 
-    def _singles(self, epoch: int, numbers: range) -> list[Any]:
+    def _n_together(self, n: int) -> int:
+        """Batches made by one task, of `n` in all; every thread gets several tasks."""
+        if self.batch_size is None:
+            return _SINGLES
+        fitting = _TOGETHER_NBYTES // max(1, self.batch_nbytes)
+        return max(1, min(_TOGETHER, fitting, n // (4 * max(1, self.num_workers))))
+
+    def _make(self, epoch: int, numbers: range) -> list[Any]:
+        if self.batch_size is not None:
+            return [self.batch(epoch, i) for i in numbers]
         rows = np.concatenate([self.rows(epoch, i) for i in numbers])
         return [self._maker.structure(sample) for sample in self._maker.make_each(rows, epoch)]
 
-    def _ahead(self, make: Any, numbers: Sequence[Any]) -> Iterator[Any]:
-        if self.num_workers == 0:
-            yield from map(make, numbers)
-            return
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="streamkit")
-        waiting: collections.deque[Future[Any]] = collections.deque()
-        try:
-            todo = iter(numbers)
-            for number in todo:
-                waiting.append(pool.submit(make, number))
-                if len(waiting) >= self.depth:
-                    break
-            while waiting:
-                made = waiting.popleft().result()
-                for number in todo:
-                    waiting.append(pool.submit(make, number))
-                    break
-                yield made
-                del made  # the batch is the caller's now; its buffer is free when they drop it
-        finally:
-            if not sys.is_finalizing():  # at the interpreter's end the threads are gone, and half of the modules
-                pool.shutdown(wait=False, cancel_futures=True)
-
     @property
     def depth(self) -> int:
-        """Batches under way or waiting: as many as the budget holds, at least one."""
-        return max(1, min(self.num_workers + _PREFETCH, self.memory_budget // 2 // max(1, self.batch_nbytes)))
+        """Tasks under way or waiting: as many as the budget holds, at least one."""
+        return max(1, min(self.num_workers + _PREFETCH, self.memory_budget // 2 // max(1, self._task_nbytes)))
+
+    @property
+    def _task_nbytes(self) -> int:
+        """What one task makes [B]; `batch_nbytes` of single samples counts a whole task already."""
+        return self.batch_nbytes * (1 if self.batch_size is None else self._n_together(len(self)))
 
     @cached_property
     def batch_nbytes(self) -> int:
@@ -333,7 +325,7 @@ class Loader:
     def memory_bound(self) -> int:
         """What the loader's batches and decoded chunks take at most [B], whatever the dataset's size."""
         chunked = any(f.chunk_rows is not None for f in self._reader.fields)
-        return (self.depth + self.num_workers + 1) * self.batch_nbytes + (self.memory_budget // 4 if chunked else 0)
+        return (self.depth + self.num_workers + 1) * self._task_nbytes + (self.memory_budget // 4 if chunked else 0)
 
     # Resume
 

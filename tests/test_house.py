@@ -44,7 +44,7 @@ FLOORS = {
     "__main__": 8,
 }
 # Modules at the top that are parts of a room.
-ROOMS = dict.fromkeys(("augment", "batch", "buffers", "choose", "payloads", "pictures", "view"), "loader") | {
+ROOMS = dict.fromkeys(("ahead", "augment", "batch", "buffers", "choose", "payloads", "pictures", "view"), "loader") | {
     "commands": "cli"
 }
 

@@ -17,8 +17,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from streamkit.codecs import array as arrays
 from streamkit.codecs import image
 from streamkit.codecs.resize import resize

@@ -1,0 +1,45 @@
+"""Work done ahead of use, in threads, and delivered in order.
+
+>>> list(in_order(str.upper, ["a", "b", "c"], n_threads=2, n_ahead=4))
+['A', 'B', 'C']
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+Task = TypeVar("Task")
+Made = TypeVar("Made")
+
+
+def in_order(make: Callable[[Task], Made], tasks: Iterable[Task], n_threads: int, n_ahead: int) -> Iterator[Made]:
+    """`make(task)` for each task in turn, made by `n_threads` threads (0: by the caller's), `n_ahead` at most under way.
+
+    Closing the iterator, or dropping it, ends the threads once they have done what they are at. What `make` raises is
+    raised when its turn comes.
+    """
+    if n_threads == 0:
+        yield from map(make, tasks)
+        return
+    pool = ThreadPoolExecutor(n_threads, thread_name_prefix="streamkit")
+    waiting: collections.deque[Future[Made]] = collections.deque()
+    try:
+        todo = iter(tasks)
+        for task in todo:
+            waiting.append(pool.submit(make, task))
+            if len(waiting) >= n_ahead:
+                break
+        while waiting:
+            made = waiting.popleft().result()
+            for task in todo:
+                waiting.append(pool.submit(make, task))
+                break
+            yield made
+            del made  # what the caller dropped is not held here
+    finally:
+        if not sys.is_finalizing():  # at the interpreter's end the threads are gone, and half of the modules
+            pool.shutdown(wait=False, cancel_futures=True)
