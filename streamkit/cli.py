@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code."""
     # A plugin library is loaded by name from data otherwise; reading needs only codecs that are named.
     os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")
+    # NumPy's linear algebra is not used; starting its threads would be a tenth of a short command.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     debug = "--debug" in (sys.argv if argv is None else argv)
     signal.signal(signal.SIGTERM, _terminate)
     try:

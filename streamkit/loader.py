@@ -40,7 +40,7 @@ from streamkit.view import Spec, View, needed_extras
 _SINGLES = 64  # samples made together when they are delivered one by one
 _PREFETCH = 2  # tasks done ahead beyond those under way
 _TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
-_TOGETHER_NBYTES = 4 << 20
+_TOGETHER_NBYTES = 8 << 20
 _BUDGET_NBYTES = 1 << 30
 _USUAL_RATIO = 4  # zlib on numbers; the index does not say the decoded size of ragged arrays
 

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -27,12 +26,8 @@ from streamkit.errors import UsageError
 
 Pixels = npt.NDArray[np.uint8]
 
-_OPENCV = {
-    "bilinear": cv2.INTER_LINEAR,
-    "nearest": cv2.INTER_NEAREST_EXACT,
-    "bicubic": cv2.INTER_CUBIC,
-    "area": cv2.INTER_AREA,
-}
+# OpenCV's names; it is imported where it is used, as it takes a fifth of the start of a process that may not need it.
+_OPENCV = {"bilinear": "INTER_LINEAR", "nearest": "INTER_NEAREST_EXACT", "bicubic": "INTER_CUBIC", "area": "INTER_AREA"}
 INTERPOLATIONS = (*_OPENCV, "antialias", "lanczos3")
 EXACT = ("area", "antialias", "lanczos3")  # these deserve the accurate DCT: the fast one alone costs 13 dB of theirs
 
@@ -64,10 +59,12 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear
     if out is None:
         out = np.empty((height, width, channels), np.uint8)
     if interpolation in _OPENCV:
+        import cv2
+
         # OpenCV drops an axis of one channel; `flat` is a view of the same memory without it.
         flat = out[:, :, 0] if channels == 1 else out
         source: Any = pixels[:, :, 0] if channels == 1 else pixels
-        cv2.resize(source, (width, height), dst=flat, interpolation=_OPENCV[interpolation])
+        cv2.resize(source, (width, height), dst=flat, interpolation=getattr(cv2, _OPENCV[interpolation]))
         return out
     if interpolation not in INTERPOLATIONS:
         known = ", ".join(INTERPOLATIONS)
@@ -85,6 +82,8 @@ def recolor(pixels: Pixels, n_channels: int) -> Pixels:
     have = pixels.shape[2]
     if have == n_channels:
         return pixels
+    import cv2
+
     codes = {
         (1, 3): cv2.COLOR_GRAY2RGB,
         (1, 4): cv2.COLOR_GRAY2RGBA,
