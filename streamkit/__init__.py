@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from streamkit.frontends import Loader, dataset, sequence
+    from streamkit.health.check import verify
     from streamkit.opening import open
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "dataset": "streamkit.frontends",
     "sequence": "streamkit.frontends",
     "open": "streamkit.opening",
+    "verify": "streamkit.health",
 } | dict.fromkeys(
     (
         "BusyError",
@@ -66,6 +68,7 @@ __all__ = [
     "dataset",
     "open",
     "sequence",
+    "verify",
 ]
 
 

@@ -26,7 +26,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkit.errors import DamagedError, UsageError
+from streamkit.errors import DamagedError, RefusedError, UsageError
+from streamkit.guard import mend, regular_file
 
 # In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
 _NARROW = {"length": np.int32, "crc32c": np.uint32, "chunk": np.int32, "row": np.int32}
@@ -73,24 +74,28 @@ class Index:
 
     Args:
         path: the Parquet file.
-        n_rows: rows that it must have.
+        n_rows: rows that it must have; None for those there are.
         digest: BLAKE3 (hex) that it must have; None to skip.
 
     Raises:
         DamagedError: missing, altered, or of another length.
     """
 
-    def __init__(self, path: str | os.PathLike[str], n_rows: int, digest: str | None = None) -> None:
-        self.path, self.n_rows = Path(path), n_rows
+    def __init__(self, path: str | os.PathLike[str], n_rows: int | None, digest: str | None = None) -> None:
+        self.path = Path(path)
         try:
+            regular_file(self.path)
             if digest is not None and blake3.blake3().update_mmap(str(self.path)).hexdigest() != digest:
-                raise DamagedError("the index was altered: its digest is not the manifest's", path=path, hint=AGAIN)
+                raise DamagedError(
+                    "the index was altered: its digest is not the manifest's", path=path, hint=mend(self.path.parent)
+                )
             file = pq.ParquetFile(self.path)
         except FileNotFoundError:
-            raise DamagedError("the index is missing", path=path, hint=AGAIN) from None
+            raise DamagedError("the index is missing", path=path, hint=mend(self.path.parent)) from None
         except (pa.ArrowException, OSError) as error:
-            raise DamagedError(f"the index cannot be read: {error}", path=path, hint=AGAIN) from None
-        if file.metadata.num_rows != n_rows:
+            raise DamagedError(f"the index cannot be read: {error}", path=path, hint=mend(self.path.parent)) from None
+        self.n_rows: int = file.metadata.num_rows if n_rows is None else n_rows
+        if file.metadata.num_rows != self.n_rows:
             raise DamagedError(f"the index has {file.metadata.num_rows} rows, the manifest says {n_rows}", path=path)
         self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
         self._n_row_groups = file.num_row_groups
@@ -113,15 +118,26 @@ class Index:
             return out
         at = 0
         file = pq.ParquetFile(self.path)
-        for batch in file.iter_batches(batch_size=1 << 16, columns=list(names), use_threads=False):
-            for name in names:
-                values = _numpy(batch.column(name))
-                if name.rpartition(".")[2] in _PLACES and "." in name and values.dtype.kind not in "iu":
-                    raise DamagedError(f"column {name!r} does not hold whole numbers", path=self.path, hint=AGAIN)
-                if name not in out:
-                    out[name] = np.empty((self.n_rows, *values.shape[1:]), _dtype(name, values, file))
-                out[name][at : at + len(values)] = values
-            at += batch.num_rows
+        try:
+            for batch in file.iter_batches(batch_size=1 << 16, columns=list(names), use_threads=False):
+                for name in names:
+                    values = _numpy(batch.column(name))
+                    if name.rpartition(".")[2] in _PLACES and "." in name and values.dtype.kind not in "iu":
+                        raise DamagedError(
+                            f"column {name!r} does not hold whole numbers", path=self.path, hint=mend(self.path.parent)
+                        )
+                    if name not in out:
+                        out[name] = np.empty((self.n_rows, *values.shape[1:]), _dtype(name, values, file))
+                    out[name][at : at + len(values)] = values
+                at += batch.num_rows
+        except MemoryError:
+            raise RefusedError(
+                f"the index has {self.n_rows} rows, which memory does not hold", path=self.path
+            ) from None
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            raise DamagedError(
+                f"the index cannot be read: {error}", path=self.path, hint=mend(self.path.parent)
+            ) from None
         pa.default_memory_pool().release_unused()  # else what was read along the way stays with Arrow
         return out if out else {n: np.empty(0, np.int64) for n in names}
 
@@ -138,9 +154,6 @@ class Index:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""
         return pq.read_table(self.path, columns=None if columns is None else list(columns))
-
-
-AGAIN = "Convert again with --overwrite, or restore the file from a copy."
 
 
 def numpy_of(table: pa.Table, name: str) -> npt.NDArray[Any]:

@@ -24,6 +24,7 @@ from typing import Any, Self
 import blake3
 
 from streamkit.errors import DamagedError, FormatVersionError, RefusedError, ResourceError, UsageError
+from streamkit.guard import regular_file
 from streamkit.schema import Schema
 from streamkit.version import __version__
 
@@ -84,8 +85,22 @@ class Split:
 
 
 @dataclass(frozen=True)
+class SideFile:
+    """A file that other tools read, such as train.h5 or dataset_info.json: its size [B] and BLAKE3 digest (hex)."""
+
+    nbytes: int
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"bytes": self.nbytes, "digest": self.digest}
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """A dataset: format, schema, splits and how it came about. Frozen; `path` is where it was read from, if it was."""
+    """A dataset: format, schema, splits and how it came about. Frozen; `path` is where it was read from, if it was.
+
+    `files` are those that only other tools read, by name; a manifest without them says nothing of such files.
+    """
 
     format: str
     schema: Schema
@@ -94,6 +109,7 @@ class Manifest:
     source: Mapping[str, Any] = field(default_factory=dict)
     statistics: Mapping[str, Any] = field(default_factory=dict)
     skipped: int = 0
+    files: Mapping[str, SideFile] = field(default_factory=dict)
     streamkit_version: str = __version__
     path: str | None = field(default=None, compare=False)
 
@@ -146,7 +162,7 @@ class Manifest:
         return self.splits[name]
 
     def _content(self) -> dict[str, Any]:
-        return {
+        out = {
             "format_version": FORMAT_VERSION,
             "streamkit_version": self.streamkit_version,
             "format": self.format,
@@ -157,6 +173,9 @@ class Manifest:
             "statistics": dict(self.statistics),
             "skipped": self.skipped,
         }
+        if self.files:
+            out["files"] = {name: file.to_json() for name, file in self.files.items()}
+        return out
 
     def dump(self) -> str:
         """The text of manifest.json."""
@@ -205,6 +224,7 @@ class Manifest:
                 source=_facts(data["source"]),
                 statistics=_facts(data["statistics"]),
                 skipped=_count(data["skipped"], "skipped", "manifest"),
+                files={plain_name(name): _side_file(name, f) for name, f in _facts(data.get("files", {})).items()},
                 streamkit_version=str(data["streamkit_version"]),
                 path=path,
             )
@@ -212,19 +232,30 @@ class Manifest:
             raise DamagedError(f"a fact is missing or of the wrong kind ({error})", path=path, hint=_AGAIN) from None
 
     @classmethod
-    def load(cls, folder: str | os.PathLike[str]) -> Self:
+    def load(cls, folder: str | os.PathLike[str], digest: str | None = None) -> Self:
         """Read OUT/manifest.json.
 
+        Args:
+            folder: the dataset's folder.
+            digest: pins the dataset: its dataset_id, or the BLAKE3 (hex) of manifest.json as a file. None: any will do.
+
         Raises:
+            RefusedError: not the dataset that `digest` pins.
             UsageError: the folder does not exist or is no dataset.
             DamagedError: a conversion that never finished, or a damaged manifest.
         """
         root = Path(folder)
         file = root / FILE_NAME
         try:
-            if file.stat().st_size > MAX_NBYTES:
+            if regular_file(file).st_size > MAX_NBYTES:
                 raise RefusedError(f"the manifest is larger than {MAX_NBYTES} bytes", path=file)
-            return cls.parse(file.read_bytes(), str(file))
+            data = file.read_bytes()
+            found = cls.parse(data, str(file))
+            if digest is not None and digest not in (found.dataset_id, blake3.blake3(data).hexdigest()):
+                raise RefusedError(
+                    f"dataset_id is {found.dataset_id}, manifest_digest is {digest}", path=file, hint="It was replaced."
+                )
+            return found
         except NotADirectoryError:
             raise UsageError("this is a file, not a dataset folder", path=root) from None
         except FileNotFoundError:
@@ -245,7 +276,7 @@ class Manifest:
 
 
 WORK_FOLDER = ".streamkit"  # journal and lock of a conversion under way; gone after success
-_AGAIN = "Restore it from a copy, or convert again."
+_AGAIN = "Restore it from a copy, or convert again with --overwrite."
 _CONVERT = "Make one with `streamkit convert SRC OUT --format tfrecord`."
 
 
@@ -275,6 +306,10 @@ def _split(name: str, item: Any) -> Split:
         chunks=chunks.get("file"),
         chunks_digest=chunks.get("digest"),
     )
+
+
+def _side_file(name: str, item: Any) -> SideFile:
+    return SideFile(_count(item["bytes"], "bytes", name), str(item["digest"]))
 
 
 def _facts(value: Any) -> dict[str, Any]:

@@ -14,10 +14,11 @@ the system call; the copy sums while it copies, and writes large batches past th
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +49,8 @@ def _load() -> Any:
             rest = [pointer, pointer, pointer, number, pointer, pointer, pointer, pointer]
             library.streamkit_read.argtypes = [ctypes.c_int, number, *rest]
             library.streamkit_copy.argtypes = [number, *rest]
+            library.streamkit_sums.restype = None
+            library.streamkit_sums.argtypes = [number, pointer, pointer, pointer, pointer]
             library.streamkit_map.restype = pointer
             library.streamkit_map.argtypes = [ctypes.c_int, number]
             library.streamkit_unmap.argtypes = [pointer, number]
@@ -104,6 +107,32 @@ def copy(sources: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.ND
     _call(_library.streamkit_copy, sources, lengths, memory, places, crcs)
 
 
+def sums(memory: Bytes, starts: Ints, lengths: Ints) -> npt.NDArray[np.uint32]:
+    """crc32c of parts of memory.
+
+    Args:
+        memory: uint8, contiguous.
+        starts, lengths: of the parts in it [B], int64 (n,).
+
+    Returns:
+        uint32 (n,).
+
+    Raises:
+        ValueError: a part leaves the memory.
+    """
+    n = len(starts)
+    if n and (starts.min() < 0 or lengths.min() < 0 or (starts > memory.nbytes - lengths).any()):
+        raise ValueError("a part leaves the memory")
+    if _library is None:
+        view = memoryview(memory)  # type: ignore[arg-type]
+        parts = zip(starts.tolist(), lengths.tolist(), strict=True)
+        return np.fromiter((crc32c(view[at : at + length]) for at, length in parts), np.uint32, n)
+    out = np.empty(n, np.uint32)
+    starts, lengths = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(lengths, np.int64)
+    _library.streamkit_sums(n, _at(memory), _at(starts), _at(lengths), _at(out))
+    return out
+
+
 def _call(
     function: Any, starts: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.NDArray[np.uint32] | None
 ) -> None:
@@ -134,7 +163,7 @@ def _at(array: npt.NDArray[Any] | None) -> int | None:
     return None if array is None else array.__array_interface__["data"][0]
 
 
-def _fail(i: int, reason: int, found: int, crcs: npt.NDArray[np.uint32] | None) -> None:
+def _fail(i: int, reason: int, found: int, crcs: npt.NDArray[np.uint32] | None) -> NoReturn:
     if reason == 0 and crcs is not None:
         raise BadRange(i, f"crc32c is {found:08x}, the index says {int(crcs[i]):08x}")
     if reason == -1:
@@ -143,6 +172,8 @@ def _fail(i: int, reason: int, found: int, crcs: npt.NDArray[np.uint32] | None) 
         raise ValueError(_NO_ROOM)
     if reason == -2:
         raise BadRange(i, "the file was cut while it was read, or its disk failed")
+    if reason == errno.EIO:
+        raise BadRange(i, "its disk failed: the bytes cannot be read")
     raise OSError(reason, os.strerror(reason))
 
 
@@ -156,7 +187,10 @@ def _read(
         part = view[place : place + length]
         done = 0
         while done < length:
-            got = os.preadv(fd, [part[done:]], offset + done)
+            try:
+                got = os.preadv(fd, [part[done:]], offset + done)
+            except OSError as error:
+                _fail(i, error.errno or errno.EIO, 0, None)
             if got == 0:
                 _fail(i, -1, 0, None)
             done += got

@@ -33,12 +33,18 @@ class OpenManifest(Manifest):
         return Index(Path(str(self.path)).parent / found.index, found.samples, found.index_digest).table()
 
 
-def open(path: str | os.PathLike[str]) -> OpenManifest:
+def open(path: str | os.PathLike[str], *, manifest_digest: str | None = None) -> OpenManifest:
     """Open a dataset: its splits, schema, class_names, class_weights(), statistics and index().
+
+    Args:
+        path: the dataset's folder.
+        manifest_digest: pins the dataset: the `dataset_id` that it must have (or BLAKE3 of manifest.json, in hex). All
+            other digests stand in the manifest, so what is read is then exactly what was pinned.
 
     Raises:
         UsageError: the path does not exist or is no dataset.
+        RefusedError: another dataset than the pinned one, or a limit or the dataset's folder was to be left.
         DamagedError: unfinished, or its manifest was altered.
         FormatVersionError: written by a newer release.
     """
-    return OpenManifest.load(path)
+    return OpenManifest.load(path, manifest_digest)

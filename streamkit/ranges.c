@@ -308,6 +308,13 @@ void streamkit_unmap(void *at, int64_t n) {
     munmap(at, (size_t)n);
 }
 
+/* crc32c of each of n parts of memory; part i is lengths[i] bytes from starts[i] on. The caller has checked that they are
+ * inside. */
+void streamkit_sums(int64_t n, const char *memory, const int64_t *starts, const int64_t *lengths, uint32_t *sums) {
+    for (int64_t i = 0; i < n; i++)
+        sums[i] = crc32c(memory + starts[i], (size_t)lengths[i]);
+}
+
 /* As streamkit_read, but from memory: range i begins at sources[i], in a mapped file. */
 int64_t streamkit_copy(int64_t n, char *const *sources, const int64_t *lengths, char *memory, int64_t memory_nbytes,
                        const int64_t *places, const uint32_t *crcs, int32_t *reason, uint32_t *found) {

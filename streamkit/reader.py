@@ -22,7 +22,8 @@ import numpy.typing as npt
 from streamkit import native
 from streamkit.codecs.array import BadArray, decode_chunk
 from streamkit.errors import DamagedError, RefusedError, UsageError
-from streamkit.index import AGAIN, Index
+from streamkit.guard import mend
+from streamkit.index import Index
 from streamkit.manifest import Manifest, Split
 from streamkit.native import BadRange
 from streamkit.schema import Field
@@ -60,6 +61,7 @@ class Reader:
         extras: further index columns (width, height, orientation, ...), those there are.
         chunk_budget_nbytes: decoded chunks kept [B], for chunked fields.
         map_limit_nbytes: shards are mapped if all of the split's are smaller [B]; None: than half the memory available.
+        lenient: shards may be missing or of another size; rows whose bytes are not there are damaged when they are read.
 
     Raises:
         DamagedError: index or shard missing, cut, or not what the manifest says.
@@ -74,15 +76,18 @@ class Reader:
         extras: Sequence[str] = (),
         chunk_budget_nbytes: int = 256 << 20,
         map_limit_nbytes: int | None = None,
+        lenient: bool = False,
     ) -> None:
         self.root, self.manifest, self.split = Path(root), manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
         self.files = Files(self.root)
         self.index = Index(self.root / split.index, split.samples, split.index_digest)
         self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
+        self.lenient = lenient
         self._load()
-        self._check_sizes()
-        self._maps = self._map(map_limit_nbytes)
+        sizes_fit = self._check_sizes()
+        self._check_ranges()
+        self._maps = self._map(map_limit_nbytes) if sizes_fit else None  # a range may leave a file that was cut
         self._map_limit_nbytes = map_limit_nbytes
         self._chunks = _ChunkCache(self, chunk_budget_nbytes)
         self._chunk_budget_nbytes = chunk_budget_nbytes
@@ -99,24 +104,36 @@ class Reader:
                 self.columns[f"{field.name}.length"] = np.broadcast_to(lengths[0], lengths.shape)
         if any(f.chunk_rows is not None for f in self.fields):
             path = self.root / str(self.split.chunks)
-            n = _n_rows(path)
-            table = Index(path, n, self.split.chunks_digest)
+            table = Index(path, None, self.split.chunks_digest)
             self.chunk_table = table.load(["offset", "length", "crc32c"])
             shards = table.load(["shard"])["shard"]
             number = {s.file: i for i, s in enumerate(self.split.shards)}
             try:
-                self.chunk_table["shard"] = np.fromiter((number[name] for name in shards), np.int64, n)
+                self.chunk_table["shard"] = np.fromiter((number[name] for name in shards), np.int64, table.n_rows)
             except KeyError as error:
                 raise DamagedError(f"the chunk table names {error}, which is no shard", path=path) from None
 
-    def _check_sizes(self) -> None:
-        """No range may leave its shard, and every shard must have the size that the manifest says."""
+    def _check_sizes(self) -> bool:
+        """True when every shard has the size that the manifest says; else DamagedError, unless lenient."""
+        fits = True
         for shard in self.split.shards:
-            size = self.files.size(shard.file)
-            if size != shard.nbytes:
-                raise DamagedError(
-                    f"the file has {size} bytes, the manifest says {shard.nbytes}", shard=shard.file, hint=AGAIN
-                )
+            try:
+                size = self.files.size(shard.file)
+                if size != shard.nbytes:
+                    raise DamagedError(
+                        f"the file has {size} bytes, the manifest says {shard.nbytes}",
+                        path=self.root / shard.file,
+                        shard=shard.file,
+                        hint=mend(self.root),
+                    )
+            except DamagedError:
+                fits = False
+                if not self.lenient:
+                    raise
+        return fits
+
+    def _check_ranges(self) -> None:
+        """No range may leave its shard."""
         ends = np.array([s.nbytes for s in self.split.shards], np.int64)
         for field in self.fields:
             if not field.is_payload:
@@ -144,7 +161,7 @@ class Reader:
                     raise DamagedError(f"field {field.name!r} points outside its chunk", path=self.index.path)
             if len(offsets) and (offsets.min() < 0 or lengths.min() < 0 or (offsets > limits - lengths).any()):
                 raise DamagedError(
-                    f"a range of field {field.name!r} leaves its shard", path=self.index.path, hint=AGAIN
+                    f"a range of field {field.name!r} leaves its shard", path=self.index.path, hint=mend(self.root)
                 )
             if len(lengths) and lengths.max() > MAX_RANGE_NBYTES:
                 raise RefusedError(
@@ -206,6 +223,8 @@ class Reader:
         except BadRange as bad:
             i = bad.i if self._maps is not None else int(part[bad.i])
             raise self.damaged(int(rows[i]), bad.reason) from None
+        except DamagedError as error:  # the whole shard is missing
+            raise self.damaged(int(rows[part[0]]), error.what) from None
 
     def _shard_of(self, rows: Ints) -> Ints:
         if len(self.split.shards) == 1:
@@ -221,7 +240,7 @@ class Reader:
             shard=self.split.shards[shard].file,
             record=row - int(self.shard_starts[shard]),
             key=self.index.key(row),
-            hint=AGAIN,
+            hint=mend(self.root),
         )
 
     def read_chunked(self, field: Field, rows: Ints, out: npt.NDArray[Any]) -> None:
@@ -243,6 +262,7 @@ class Reader:
             "extras": self.extras,
             "chunk_budget_nbytes": self._chunk_budget_nbytes,
             "map_limit_nbytes": self._map_limit_nbytes,
+            "lenient": self.lenient,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -310,6 +330,8 @@ class _ChunkCache:
             raise self.reader.damaged(row, bad.reason) from None
         except BadArray as error:
             raise self.reader.damaged(row, str(error)) from None
+        except DamagedError as error:
+            raise self.reader.damaged(row, error.what) from None
         return flat.view(dtype.newbyteorder("<")).reshape(field.chunk_rows or 1, *(int(d or 0) for d in field.shape))
 
 
@@ -318,14 +340,5 @@ def _range_names(field: Field, index: Index) -> list[str]:
     names = [f"{field.name}.{kind}" for kind in kinds]
     missing = [n for n in names if n not in index]
     if missing:
-        raise DamagedError(f"the index has no column {missing[0]!r}", path=index.path, hint=AGAIN)
+        raise DamagedError(f"the index has no column {missing[0]!r}", path=index.path, hint=mend(index.path.parent))
     return names + [n for n in [f"{field.name}.shape"] if n in index]
-
-
-def _n_rows(path: Path) -> int:
-    import pyarrow.parquet as pq
-
-    try:
-        return int(pq.read_metadata(path).num_rows)
-    except (OSError, ValueError) as error:
-        raise DamagedError(f"the chunk table cannot be read: {error}", path=path, hint=AGAIN) from None

@@ -26,7 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit import native
-from streamkit.errors import DamagedError, ResourceError, StreamkitError
+from streamkit.errors import DamagedError, RefusedError, ResourceError, StreamkitError
+from streamkit.guard import mend, regular_file
 
 MAX_OPEN = 32  # descriptors held by one Files; a dataset of 10,000 shards must work under `ulimit -n 64`
 Ints = npt.NDArray[np.int64]
@@ -96,13 +97,18 @@ class Files:
                 os.close(self._fds.pop(name))
 
     def size(self, name: str) -> int:
-        """Size of a file [B]; DamagedError when it is missing."""
+        """Size of a file [B].
+
+        Raises:
+            DamagedError: it is missing.
+            RefusedError: it is a link, a pipe or a device.
+        """
         try:
-            return os.stat(self.root / name, follow_symlinks=False).st_size
+            return regular_file(self.root / name).st_size
         except FileNotFoundError:
-            raise DamagedError(
-                "this shard is missing", shard=name, hint="Convert again with --overwrite, or restore it from a copy."
-            ) from None
+            raise _missing(self.root / name) from None
+        except OSError as error:
+            raise os_error(error, self.root / name) from error
 
     def close(self) -> None:
         with self._lock:
@@ -176,13 +182,17 @@ def available_memory() -> int:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise DamagedError(
-            "this shard is missing", shard=path.name, hint="Convert again with --overwrite, or restore it from a copy."
-        ) from None
+        raise _missing(path) from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RefusedError("this shard is a link, which may lead out of the dataset", shard=path.name) from None
         raise os_error(error, path) from error
+
+
+def _missing(path: Path) -> DamagedError:
+    return DamagedError("this shard is missing", path=path, shard=path.name, hint=mend(path.parent))
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from collections.abc import Callable
 from streamkit.errors import one_line
 
 
-def progress_bar(n_items: int) -> Callable[[int], None]:
+def progress_bar(n_items: int, unit: str = " items") -> Callable[[int], None]:
     """A progress bar with rate and time left on a terminal, shown for what takes longer than two seconds."""
     if not sys.stderr.isatty():
         return lambda n: None
     from tqdm import tqdm
 
-    bar = tqdm(total=n_items, unit=" items", unit_scale=True, delay=2, leave=False, file=sys.stderr)
+    bar = tqdm(total=n_items, unit=unit, unit_scale=True, delay=2, leave=False, file=sys.stderr)
 
     def tick(n: int) -> None:
         bar.update(n)

@@ -23,6 +23,7 @@ FLOORS = {
     "version": 0,
     "errors": 0,
     "native": 0,
+    "guard": 1,
     "units": 1,
     "schema": 1,
     "manifest": 2,
@@ -39,9 +40,10 @@ FLOORS = {
     "loader": 5,
     "frontends": 6,
     "training": 6,
-    "reports": 6,
-    "cli": 7,
-    "__main__": 8,
+    "health": 6,
+    "reports": 7,
+    "cli": 8,
+    "__main__": 9,
 }
 # Modules at the top that are parts of a room.
 ROOMS = dict.fromkeys(("ahead", "augment", "batch", "buffers", "choose", "payloads", "pictures", "view"), "loader") | {

@@ -239,7 +239,7 @@ def test_one_flipped_bit_is_found_and_named(copy_of, name: str, how: str) -> Non
         assert (error.shard, error.key) == (index["shard"][row], index["key"][row])
         assert error.record == row - first_of[error.shard]
         assert f"{error.shard} record {error.record} ({error.key}): crc32c is" in str(error)
-        assert "--overwrite" in str(error) and error.exit_code == 4
+        assert "streamkit verify" in str(error) and error.exit_code == 4
         assert stored(reader, field, others) == good  # the others can still be read
         reading.flip(path / index["shard"][row], at, bit)
     assert len(stored(reader, field, np.arange(n))) == n

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from streamkit.convert.journal import Journal, Part
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan
 from streamkit.convert.work import file_digest
-from streamkit.manifest import FILE_NAME, Manifest, Split
+from streamkit.manifest import FILE_NAME, Manifest, SideFile, Split
 from streamkit.schema import Schema
 from streamkit.sources.listing import BadItem, Listing
 from streamkit.storage import replacing, sync_folder, write_atomic
@@ -92,7 +93,7 @@ def publish(
         statistics=_statistics(schema, counts, parts),
         skipped=len(bad),
     )
-    _extras(out, manifest, bad)
+    manifest = replace(manifest, files=write_side_files(out, manifest, bad))
     for shard in plan.shards:
         if not parts[shard.file].shard.samples:
             (out / shard.file).unlink(missing_ok=True)  # every item of it was skipped
@@ -142,7 +143,8 @@ def _statistics(schema: Schema, counts: Mapping[str, Counter[int]], parts: Mappi
     return out
 
 
-def _extras(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> None:
+def write_side_files(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> dict[str, SideFile]:
+    """Write what other tools read, and the list of skipped items; returns their sizes and digests."""
     if manifest.format == "tfrecord":
         from streamkit.shards.tfds import write_tfds_files
 
@@ -156,3 +158,15 @@ def _extras(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> None:
     if bad:
         lines = (json.dumps({"key": b.key, "reason": b.reason}, sort_keys=True) for b in sorted(bad))
         write_atomic(out / "skipped.jsonl", ("\n".join(lines) + "\n").encode())
+    names = [name for name in side_file_names(manifest, bool(bad)) if (out / name).exists()]
+    return {name: SideFile((out / name).stat().st_size, file_digest(out / name)) for name in names}
+
+
+def side_file_names(manifest: Manifest, skipped: bool) -> list[str]:
+    """Names of the files beside shards and index."""
+    if manifest.format == "tfrecord":
+        label = manifest.schema.label
+        names = ["dataset_info.json", "features.json"] + ([f"{label.name}.labels.txt"] if label is not None else [])
+    else:
+        names = [f"{name}.h5" for name in manifest.splits]
+    return sorted(names + (["skipped.jsonl"] if skipped else []))

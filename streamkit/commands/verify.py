@@ -1,0 +1,51 @@
+"""`streamkit verify`.
+
+>>> import argparse
+>>> p = argparse.ArgumentParser()
+>>> arguments(p)
+>>> p.parse_args(["out", "--quick"]).quick
+True
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+
+from streamkit.terminal import progress_bar
+
+HELP = "check every size, count, digest and index entry of a dataset"
+DESCRIPTION = (
+    "Check a dataset; nothing is written. Damage is listed with shard, record and key, and ends with exit code 4."
+)
+EXAMPLE = "streamkit verify out/ --json"
+
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("out", metavar="OUT", help="the dataset's folder")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--quick", action="store_true", help="sizes and headers only")
+    how.add_argument("--full", action="store_true", help="decode every payload as well")
+    p.add_argument("--workers", type=int, metavar="N", help="shards read at once (default: one a core)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from streamkit.errors import DamagedError
+    from streamkit.health import verify
+    from streamkit.reports.health import as_json, as_text, counted
+
+    report = verify(
+        args.out,
+        quick=args.quick,
+        full=args.full,
+        workers=args.workers,
+        progress=None if args.quiet else functools.partial(progress_bar, unit="B"),
+    )
+    print(json.dumps(as_json(report), indent=1) if args.json else as_text(report))
+    if not report.ok:
+        raise DamagedError(
+            counted(report),
+            path=args.out,
+            hint=f"Run `streamkit repair {args.out} --source SRC`, or with --drop instead of --source.",
+        )

@@ -1,0 +1,17 @@
+"""Is a dataset whole, and if not: what is damaged, and how it becomes whole again. `streamkit.verify` and `streamkit.repair`.
+
+scan.py       one pass over a file: its digest and the crc32c of every range in it
+entries.py    the ranges that the index gives each shard, and whether they can be right at all
+check.py      every size, count, digest and index entry -> Report
+decode.py     what --full adds: every payload decoded
+rewrite.py    damaged shards and files written again from the source
+drop.py       a valid dataset without the damaged records
+
+>>> Problem("train-00003.tfrecord", "crc32c is 1, the index says 2", record=7, key="cats/1.jpg").record
+7
+"""
+
+from streamkit.health.check import verify
+from streamkit.health.report import Problem, Report
+
+__all__ = ["Problem", "Report", "verify"]

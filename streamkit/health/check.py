@@ -1,0 +1,248 @@
+"""`verify`: every size, count, digest and index entry of a dataset; nothing is written, whatever is found.
+
+>>> import tempfile, streamkit
+>>> out = tempfile.mkdtemp() + "/out"
+>>> _ = streamkit.convert("sample_data/images", out, format="hdf5", workers=1)
+>>> report = verify(out)
+>>> report.ok, report.n_samples, report.n_shards
+(True, 1840, 2)
+>>> with open(out + "/val-00000.h5", "r+b") as file:
+...     _ = file.seek(30_000), file.write(b"?????")
+>>> [(problem.file, problem.record) for problem in verify(out).problems]
+[('val-00000.h5', 40)]
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from streamkit.errors import DamagedError, RefusedError, UsageError
+from streamkit.guard import regular_file
+from streamkit.health.decode import undecodable
+from streamkit.health.entries import Entries, ShardRanges, open_entries
+from streamkit.health.report import Problem, Report
+from streamkit.health.scan import Scan, scan
+from streamkit.manifest import FILE_NAME, Manifest, Shard, Split
+from streamkit.shards.tfrecord import read_records
+
+Progress = Callable[[int], None]
+_MAGIC = {"tfrecord": b"", "hdf5": b"\x89HDF\r\n\x1a\n"}
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    quick: bool = False,
+    full: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int], Progress] | None = None,
+) -> Report:
+    """Check a dataset against its manifest and index. Every byte is read once; nothing is written.
+
+    Args:
+        path: the dataset's folder.
+        quick: sizes and headers only, and the index's digest.
+        full: decode every payload as well.
+        workers: shards read at once; None takes one a core.
+        progress: called with the number of bytes to be read, returns what is told of bytes done.
+
+    Returns:
+        What was found. Damage is a problem in the report, not an exception.
+
+    Raises:
+        UsageError: the path does not exist or is no dataset.
+        FormatVersionError: written by a newer release.
+        RefusedError: a manifest that is refused for safety.
+    """
+    if quick and full:
+        raise UsageError("quick and full exclude each other")
+    started = time.perf_counter()
+    mode = "quick" if quick else "full" if full else "default"
+    try:
+        manifest = Manifest.load(path)
+    except DamagedError as error:
+        return Report(str(path), mode, problems=(Problem(FILE_NAME, error.what),))
+    check = Check(Path(path), manifest, workers, progress)
+    problems = list(check.quick() if quick else check.all())
+    if full:
+        damaged = {problem.file for problem in problems}
+        problems += undecodable(Path(path), manifest, damaged, check.entries, check.n_workers)
+    shards = [shard for split in manifest.splits.values() for shard in split.shards]
+    return Report(
+        str(path),
+        mode,
+        n_samples=sum(shard.samples for shard in shards),
+        n_shards=len(shards),
+        nbytes=check.nbytes,
+        problems=tuple(problems),
+        seconds=time.perf_counter() - started,
+    )
+
+
+class Check:
+    """A check under way: opens the tables once, reads shards in threads.
+
+    Attributes:
+        entries: split name -> its tables, or None where they are damaged.
+        lost: shard file -> rows of its split whose bytes are wrong, for shards that are damaged.
+        found: shard file -> digest that its bytes have, for shards that are damaged and were read.
+        nbytes: bytes read so far [B].
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        workers: int | None = None,
+        progress: Callable[[int], Progress] | None = None,
+    ) -> None:
+        self.root, self.manifest = root, manifest
+        self.n_workers = workers or len(os.sched_getaffinity(0))
+        self.entries: dict[str, Entries | None] = {}
+        self.lost: dict[str, np.ndarray] = {}
+        self.found: dict[str, str] = {}
+        self.nbytes = 0
+        self._lock = threading.Lock()
+        self._progress = progress
+        self._tick: Progress | None = None
+        self._files = {s.digest: s.file for split in manifest.splits.values() for s in split.shards}
+
+    def quick(self) -> Iterator[Problem]:
+        """Sizes and headers."""
+        for split in self.manifest.splits.values():
+            yield from self._open(split)
+            for shard in split.shards:
+                yield from self._size_and_head(shard)
+        for name, file in self.manifest.files.items():
+            yield from self._size(name, file.nbytes)
+
+    def all(self) -> Iterator[Problem]:
+        """Everything."""
+        files = [(name, f.nbytes) for name, f in self.manifest.files.items()]
+        shards = [(split, i) for split in self.manifest.splits.values() for i in range(len(split.shards))]
+        total = sum(split.shards[i].nbytes for split, i in shards) + sum(nbytes for _, nbytes in files)
+        self._tick = None if self._progress is None else self._progress(total)
+        for split in self.manifest.splits.values():
+            yield from self._open(split)
+        with ThreadPoolExecutor(self.n_workers, thread_name_prefix="streamkit") as pool:
+            for found in pool.map(lambda one: list(self._shard(*one)), shards):
+                yield from found
+            for found in pool.map(lambda name: list(self._side_file(name)), self.manifest.files):
+                yield from found
+
+    def _open(self, split: Split) -> list[Problem]:
+        self.entries[split.name], problems = open_entries(self.root, self.manifest, split)
+        return problems
+
+    def _size(self, name: str, nbytes: int) -> Iterator[Problem]:
+        try:
+            size = regular_file(self.root / name).st_size
+        except FileNotFoundError:
+            yield Problem(name, "is missing")
+        except RefusedError as error:
+            yield Problem(name, error.what)
+        else:
+            if size != nbytes:
+                yield Problem(name, f"has {size} bytes, the manifest says {nbytes}")
+
+    def _size_and_head(self, shard: Shard) -> Iterator[Problem]:
+        wrong = list(self._size(shard.file, shard.nbytes))
+        yield from wrong
+        magic = _MAGIC[self.manifest.format]
+        if not wrong and magic:
+            with open(self.root / shard.file, "rb") as file:
+                if file.read(len(magic)) != magic:
+                    yield Problem(shard.file, "its first bytes are not those of an HDF5 file")
+
+    def _side_file(self, name: str) -> Iterator[Problem]:
+        said = self.manifest.files[name]
+        wrong = list(self._size(name, said.nbytes))
+        yield from wrong
+        if wrong:
+            return
+        found = self._scan(name, said.nbytes, ShardRanges.of([]))
+        if found.error:
+            yield Problem(name, found.error)
+        elif found.digest != said.digest:
+            yield Problem(name, f"digest is {found.digest[:16]}..., the manifest says {said.digest[:16]}...")
+
+    def _scan(self, name: str, nbytes: int, ranges: ShardRanges) -> Scan:
+        found = scan(self.root / name, nbytes, ranges.offsets, ranges.lengths, self._done)
+        with self._lock:
+            self.nbytes += found.nbytes
+        return found
+
+    def _done(self, nbytes: int) -> None:
+        if self._tick is not None:
+            with self._lock:
+                self._tick(nbytes)
+
+    def _shard(self, split: Split, number: int) -> Iterator[Problem]:
+        """Everything about one shard."""
+        shard, entries = split.shards[number], self.entries[split.name]
+        every_row = np.arange(shard.samples) if entries is None else np.arange(*entries.starts[number : number + 2])
+        wrong = list(self._size(shard.file, shard.nbytes))
+        yield from wrong
+        if wrong and not wrong[0].reason.startswith("has"):
+            self.lost[shard.file] = every_row
+            return
+        ranges = ShardRanges.of([]) if entries is None else entries.ranges(number)
+        trouble = ranges.trouble(shard.nbytes)
+        if trouble:
+            yield Problem(split.index, f"{shard.file}: {trouble}")
+            ranges, entries = ShardRanges.of([]), None
+        found = self._scan(shard.file, shard.nbytes, ranges)
+        bad = ~found.read | (found.crcs != ranges.crcs)
+        same = found.digest == shard.digest and not found.error
+        if same and not bad.any() and not wrong:
+            return
+        rows = every_row if entries is None else entries.rows_of(number, ranges, bad)
+        self.lost[shard.file], self.found[shard.file] = rows, found.digest
+        if found.error:
+            yield Problem(shard.file, found.error)
+        elif not same and found.digest in self._files:
+            yield Problem(shard.file, f"holds the bytes of {self._files[found.digest]}")
+        elif not same and entries is None:
+            yield Problem(shard.file, _digests(found, shard) + self._first_broken_record(shard))
+        elif not same and not wrong and not bad.any():
+            where = self._first_broken_record(shard) or "; every payload is whole, the damage lies between them"
+            yield Problem(shard.file, _digests(found, shard) + where)
+        if entries is not None:
+            first = int(entries.starts[number])
+            reasons = _reasons(ranges, found, bad)
+            for row in rows.tolist():
+                reason = reasons.get(row, "its chunk is damaged: the crc32c is not the chunk table's")
+                yield Problem(shard.file, reason, record=row - first, key=entries.key(row))
+
+    def _first_broken_record(self, shard: Shard) -> str:
+        """Where a TFRecord's own sums first fail; found by reading it again, as only damaged shards are."""
+        if self.manifest.format != "tfrecord":
+            return ""
+        try:
+            for _ in read_records(self.root / shard.file):
+                pass
+        except DamagedError as error:
+            return f"; record {error.record}: {error.what}"
+        return ""
+
+
+def _digests(found: Scan, shard: Shard) -> str:
+    return f"digest is {found.digest[:16]}..., the manifest says {shard.digest[:16]}..."
+
+
+def _reasons(ranges: ShardRanges, found: Scan, bad: np.ndarray) -> dict[int, str]:
+    """Row -> what is wrong with its own range; rows of chunks are not told one by one."""
+    out: dict[int, str] = {}
+    for i in np.flatnonzero(bad).tolist():
+        if "/" in ranges.names[ranges.fields[i]]:
+            continue
+        reason = f"crc32c is {found.crcs[i]:08x}, the index says {ranges.crcs[i]:08x}"
+        out[int(ranges.items[i])] = reason if found.read[i] else "the file ends before its last byte"
+    return out

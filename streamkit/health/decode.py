@@ -1,0 +1,103 @@
+"""What `verify --full` adds: every payload decoded, and the pictures' sizes held against the index.
+
+>>> import tempfile, streamkit
+>>> out = tempfile.mkdtemp() + "/out"
+>>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
+>>> undecodable(Path(out), streamkit.open(out), set(), {}, n_workers=1)
+[]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from streamkit.codecs import image
+from streamkit.errors import DamagedError, StreamkitError
+from streamkit.health.report import Problem
+from streamkit.manifest import Manifest, Split
+from streamkit.payloads import Payloads
+from streamkit.reader import Reader
+from streamkit.schema import Field
+
+_ROWS_AT_ONCE = 64
+_SIDES = ("width", "height", "channels")
+
+
+def undecodable(
+    root: Path, manifest: Manifest, damaged: set[str], entries: dict[str, Any], n_workers: int
+) -> list[Problem]:
+    """Records that do not decode, of shards that are not among `damaged` files. `entries`: None for a damaged index."""
+    out: list[Problem] = []
+    for split in manifest.splits.values():
+        if entries.get(split.name, split) is None:
+            continue
+        try:
+            reader = Reader(root, manifest, split, manifest.schema.payloads, _SIDES, lenient=True)
+        except StreamkitError as error:
+            out.append(Problem(Path(error.path or split.index).name, error.what))
+            continue
+        blocks = list(_blocks(split, damaged))
+        with ThreadPoolExecutor(n_workers, thread_name_prefix="streamkit") as pool:
+            for found in pool.map(_Decoding(reader).problems, blocks):
+                out += found
+        reader.files.close()
+    return out
+
+
+def _blocks(split: Split, damaged: set[str]) -> Iterable[range]:
+    start = 0
+    for shard in split.shards:
+        stop = start + shard.samples
+        if shard.file not in damaged:
+            yield from (range(at, min(at + _ROWS_AT_ONCE, stop)) for at in range(start, stop, _ROWS_AT_ONCE))
+        start = stop
+
+
+class _Decoding:
+    def __init__(self, reader: Reader) -> None:
+        self.reader, self.payloads = reader, Payloads(reader)
+
+    def problems(self, rows: range) -> list[Problem]:
+        out = []
+        for row in rows:
+            for field in self.reader.fields:
+                try:
+                    self._decode(field, row)
+                except DamagedError as error:
+                    out.append(Problem(str(error.shard), error.what, error.record, error.key))
+                    break
+        return out
+
+    def _decode(self, field: Field, row: int) -> None:
+        one = np.array([row])
+        if field.is_encoded_image:
+            self._picture(field, row, self.payloads.stored(field, one)[0])
+        elif field.kind in ("text", "bytes"):
+            self._text(field, row, self.payloads.stored(field, one)[0])
+        elif field.chunk_rows is not None or (field.fixed and field.encoding == "raw"):
+            out = np.empty((1, *(int(d or 0) for d in field.shape)), field.dtype)
+            self.payloads.raw_into(field, one, out)
+        else:
+            self.payloads.decoded(field, one)
+
+    def _picture(self, field: Field, row: int, data: memoryview) -> None:
+        try:
+            info = image.check(data, 1 << 30)
+        except image.BadImage as error:
+            raise self.reader.damaged(row, str(error)) from None
+        said = {name: self.reader.columns[name][row] for name in _SIDES if name in self.reader.columns}
+        wrong = [f"{name} {getattr(info, name)} (index: {n})" for name, n in said.items() if getattr(info, name) != n]
+        if field.kind == "image" and wrong:
+            raise self.reader.damaged(row, f"the picture has {', '.join(wrong)}")
+
+    def _text(self, field: Field, row: int, data: memoryview) -> None:
+        try:
+            if field.kind == "text":
+                bytes(data).decode()
+        except UnicodeDecodeError as error:
+            raise self.reader.damaged(row, f"no UTF-8: {error}") from None

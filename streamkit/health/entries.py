@@ -1,0 +1,191 @@
+"""What the index says of each shard: every range in it, in the order of the file, and which row each belongs to.
+
+>>> ranges = ShardRanges.of([("x", np.array([20, 10]), np.array([5, 10]), np.array([1, 2], np.uint32), np.array([0, 1]))])
+>>> ranges.offsets.tolist(), ranges.items.tolist(), ranges.trouble(25), ranges.trouble(24)
+([10, 20], [1, 0], '', 'a range of x leaves the file: bytes 20 to 25 of 24')
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from streamkit.errors import StreamkitError
+from streamkit.health.report import Problem
+from streamkit.index import Index
+from streamkit.manifest import Manifest, Split
+from streamkit.schema import Field
+
+Ints = npt.NDArray[np.int64]
+_KINDS = ("offset", "length", "crc32c")
+_CHUNKS = "the chunk table/"  # no field has such a name
+# field, offsets [B], lengths [B], crc32c, and the row (or for chunks the row of the chunk table) of each
+Part = tuple[str, Any, Any, Any, Any]
+
+
+@dataclass(frozen=True)
+class ShardRanges:
+    """The ranges of one shard, ascending. `items`: row of each, or row of the chunk table where `chunked`."""
+
+    offsets: Ints
+    lengths: Ints
+    crcs: npt.NDArray[np.uint32]
+    items: Ints
+    fields: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, parts: Sequence[Part]) -> ShardRanges:
+        """Put the ranges of several fields in the order of the file."""
+        numbers = [np.full(len(part[1]), i, np.int64) for i, part in enumerate(parts)]
+        if not parts:
+            empty = np.empty(0, np.int64)
+            return cls(empty, empty, np.empty(0, np.uint32), empty, empty, ())
+        offsets, lengths = (np.concatenate([np.asarray(part[i], np.int64) for part in parts]) for i in (1, 2))
+        order = np.lexsort((lengths, offsets))  # an empty range before the one that begins where it lies
+        crcs, items = (np.concatenate([part[i] for part in parts])[order] for i in (3, 4))
+        names = tuple(part[0] for part in parts)
+        return cls(offsets[order], lengths[order], crcs, items, np.concatenate(numbers)[order], names)
+
+    def trouble(self, nbytes: int) -> str:
+        """Why these cannot be the ranges of a file of `nbytes`; empty when they can."""
+        ends = self.offsets + self.lengths
+        outside = (self.offsets < 0) | (self.lengths < 0) | (self.offsets > nbytes - self.lengths)
+        overlap = np.r_[False, self.offsets[1:] < ends[:-1]]
+        for bad, what in ((outside, "leaves the file"), (overlap, "overlaps the one before it")):
+            if bad.any():
+                i = int(np.argmax(bad))
+                name = self.names[self.fields[i]]
+                return f"a range of {name} {what}: bytes {self.offsets[i]} to {ends[i]} of {nbytes}"
+        return ""
+
+
+class Entries:
+    """The index of a split, and its chunk table where there is one, as checks want them.
+
+    Args:
+        root: the dataset's folder.
+        manifest: its manifest.
+        split: the split.
+
+    Raises:
+        StreamkitError: a table is missing or not what the manifest says; `.path` names it.
+    """
+
+    def __init__(self, root: Path, manifest: Manifest, split: Split) -> None:
+        self.root, self.split = root, split
+        self.index = Index(root / split.index, split.samples, split.index_digest)
+        self.fields = list(manifest.schema.payloads)
+        self.starts = np.cumsum([0] + [s.samples for s in split.shards])
+        self.chunked = any(f.chunk_rows is not None for f in self.fields)
+        self.columns = self.index.load([name for f in self.fields for name in _range_names(f)])
+        self.chunks: dict[str, Any] = {}
+        if self.chunked:
+            table = Index(root / str(split.chunks), None, split.chunks_digest)
+            self.chunks = table.load(["offset", "length", "crc32c", "shard"])
+        self._keys: Any = None
+
+    def ranges(self, number: int) -> ShardRanges:
+        """The ranges of shard `number`."""
+        rows = slice(int(self.starts[number]), int(self.starts[number + 1]))
+        items = np.arange(rows.start, rows.stop)
+        parts: list[Part] = []
+        for field in self.fields:
+            if field.chunk_rows is None:
+                offsets, lengths, crcs = (self.columns[f"{field.name}.{kind}"][rows] for kind in _KINDS)
+                parts.append((field.name, offsets, lengths, crcs, items))
+        if self.chunked:
+            mine = np.flatnonzero(self.chunks["shard"] == self.split.shards[number].file)
+            offsets, lengths, crcs = (self.chunks[kind][mine] for kind in _KINDS)
+            parts.append((_CHUNKS, offsets, lengths, crcs, mine))
+        return ShardRanges.of(parts)
+
+    def rows_of(self, number: int, ranges: ShardRanges, bad: npt.NDArray[np.bool_]) -> Ints:
+        """Rows that the ranges marked `bad` belong to, ascending, each once."""
+        is_chunk = np.array([name == _CHUNKS for name in ranges.names], np.bool_)[ranges.fields]
+        if not self.chunked:
+            return np.unique(ranges.items[bad])
+        first, stop = int(self.starts[number]), int(self.starts[number + 1])
+        chunks = ranges.items[bad & is_chunk]
+        hit = np.zeros(stop - first, np.bool_)
+        for field in self.fields:
+            if field.chunk_rows is not None:
+                hit |= np.isin(self.columns[f"{field.name}.chunk"][first:stop], chunks)
+        return np.union1d(ranges.items[bad & ~is_chunk], np.flatnonzero(hit) + first)
+
+    def key(self, row: int) -> str:
+        """Key of a row."""
+        if self._keys is None:
+            self._keys = self.index.table(["key"]).column("key")
+        return str(self._keys[row])
+
+    def problems(self, manifest: Manifest) -> list[Problem]:
+        """What in the tables contradicts the manifest or itself, though their digests are right."""
+        try:
+            found = [*self._shards_named(), *self._chunks_pointed_at()]
+            for field in manifest.schema.columns:
+                found += self._column(field)
+            return found
+        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+            return [Problem(self.split.index, f"cannot be read: {error}")]
+
+    def _shards_named(self) -> list[Problem]:
+        column = pq.read_table(self.index.path, columns=["shard"], read_dictionary=["shard"]).column("shard")
+        for shard, start in zip(self.split.shards, self.starts.tolist(), strict=False):
+            named = column.slice(start, shard.samples).unique().to_pylist()
+            if shard.samples and named != [shard.file]:
+                return [Problem(self.split.index, f"rows of {shard.file} name the shard {named[:3]}")]
+        return []
+
+    def _chunks_pointed_at(self) -> list[Problem]:
+        out = []
+        for field in self.fields:
+            if field.chunk_rows is None:
+                continue
+            chunk, row = self.columns[f"{field.name}.chunk"], self.columns[f"{field.name}.row"]
+            if len(chunk) == 0:
+                continue
+            if chunk.min() < 0 or chunk.max() >= len(self.chunks["offset"]):
+                out.append(Problem(self.split.index, f"field {field.name} points outside the chunk table"))
+            elif row.min() < 0 or row.max() >= field.chunk_rows:
+                out.append(Problem(self.split.index, f"field {field.name} points outside its chunk"))
+        strangers = set(self.chunks.get("shard", ())) - {s.file for s in self.split.shards}
+        if strangers:
+            out.append(Problem(str(self.split.chunks), f"names {sorted(map(str, strangers))[:3]}, which is no shard"))
+        return out
+
+    def _column(self, field: Field) -> list[Problem]:
+        if field.name not in self.index:
+            return [Problem(self.split.index, f"there is no column {field.name!r}")]
+        if field.kind == "string" or field.dtype == "string":
+            return []
+        values = self.index.load([field.name])[field.name]
+        if values.dtype.kind != np.dtype(field.dtype).kind:
+            return [Problem(self.split.index, f"column {field.name!r} is {values.dtype}, not {field.dtype}")]
+        n_classes = None if field.class_names is None else len(field.class_names)
+        if n_classes is not None and len(values) and (values.min() < 0 or values.max() >= n_classes):
+            reason = f"labels go from {values.min()} to {values.max()}, there are {n_classes} classes"
+            return [Problem(self.split.index, reason)]
+        return []
+
+
+def open_entries(root: Path, manifest: Manifest, split: Split) -> tuple[Entries | None, list[Problem]]:
+    """The entries of a split if its tables are what the manifest says, else the problem."""
+    try:
+        entries = Entries(root, manifest, split)
+    except StreamkitError as error:
+        return None, [Problem(Path(error.path or split.index).name, error.what)]
+    problems = entries.problems(manifest)
+    return (entries if not problems else None), problems
+
+
+def _range_names(field: Field) -> list[str]:
+    kinds = ("chunk", "row") if field.chunk_rows is not None else _KINDS
+    return [f"{field.name}.{kind}" for kind in kinds]

@@ -1,0 +1,59 @@
+"""What `verify` found, as a table and as JSON.
+
+>>> from streamkit.health import Problem, Report
+>>> print(as_text(Report("out", problems=(Problem("train-00000.h5", "is missing"),))))
+out is damaged: 1 problem in 1 file.
+<BLANKLINE>
+shard           record  key  reason
+train-00000.h5  -       -    is missing
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from streamkit.errors import one_line
+from streamkit.health import Problem, Report
+from streamkit.reports.text import human, table
+
+_SHOWN = 20
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """The report, JSON-able: every problem with its shard, record, key and reason."""
+    return {
+        "out": report.out,
+        "ok": report.ok,
+        "mode": report.mode,
+        "samples": report.n_samples,
+        "shards": report.n_shards,
+        "bytes_read": report.nbytes,
+        "problems": [problem.to_json() for problem in report.problems],
+        "seconds": round(report.seconds, 3),
+    }
+
+
+def as_text(report: Report) -> str:
+    """One line for a whole dataset; else a table of the first problems."""
+    if report.ok:
+        return (
+            f"{one_line(report.out)} is whole: {report.n_samples} samples in {report.n_shards} shards, "
+            f"{human(report.nbytes)} read in {report.seconds:.1f} s."
+        )
+    return f"{one_line(report.out)} is damaged: {counted(report)}.\n\n{problem_table(report.problems)}"
+
+
+def counted(report: Report) -> str:
+    """ "3 problems in 2 files"."""
+    n, n_files = len(report.problems), len(report.damaged_files)
+    return f"{n} problem{'s' * (n != 1)} in {n_files} file{'s' * (n_files != 1)}"
+
+
+def problem_table(problems: tuple[Problem, ...]) -> str:
+    """The first problems, and how many more there are."""
+    rows = [("shard", "record", "key", "reason")]
+    for p in problems[:_SHOWN]:
+        record = "-" if p.record is None else str(p.record)
+        rows.append((one_line(p.file), record, "-" if p.key is None else one_line(p.key), one_line(p.reason)))
+    more = f"\n... and {len(problems) - _SHOWN} more; --json lists all" if len(problems) > _SHOWN else ""
+    return table(rows) + more
