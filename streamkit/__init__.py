@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         UsageError,
     )
     from streamkit.frontends import Loader, dataset, sequence
-    from streamkit.health.check import verify
+    from streamkit.health import repair, verify
     from streamkit.opening import open
 
 _HOME = {
@@ -36,6 +36,7 @@ _HOME = {
     "dataset": "streamkit.frontends",
     "sequence": "streamkit.frontends",
     "open": "streamkit.opening",
+    "repair": "streamkit.health",
     "verify": "streamkit.health",
 } | dict.fromkeys(
     (
@@ -67,6 +68,7 @@ __all__ = [
     "convert",
     "dataset",
     "open",
+    "repair",
     "sequence",
     "verify",
 ]

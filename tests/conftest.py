@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -11,6 +12,7 @@ import hypothesis
 import numpy as np
 import pytest
 from converting import class_folders, encoded, noise, picture, rotated, write_files
+from harming import make_all, make_sources
 
 # The same examples on every run and machine; nothing is stored between runs; a slow machine is no failure.
 hypothesis.settings.register_profile(
@@ -103,3 +105,21 @@ def tables(tmp_path_factory: pytest.TempPathFactory, table: dict[str, np.ndarray
             file.create_dataset(name, data=values, chunks=(8, *values.shape[1:]), compression="gzip", shuffle=True)
     np.save(root / "rows.npy", table["signal"])
     return root
+
+
+@pytest.fixture(scope="session")
+def harm_sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the datasets that get harmed are made of; see harming.py."""
+    return make_sources(tmp_path_factory.mktemp("harm-sources"))
+
+
+@pytest.fixture(scope="session")
+def datasets(harm_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small dataset of every format and codec, by the names of harming.KINDS."""
+    return make_all(tmp_path_factory.mktemp("harm"), harm_sources)
+
+
+@pytest.fixture
+def copied(datasets: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a private copy of one of them, to be harmed."""
+    return lambda name: Path(shutil.copytree(datasets / name, tmp_path / name))

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import blake3
 import numpy as np
@@ -15,6 +14,7 @@ import pytest
 import reading
 from converting import digests
 from crc32c import crc32c
+from harming import FILES, HARM, KINDS, N
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,43 +23,6 @@ from streamkit import native
 from streamkit.cli import main
 from streamkit.health import Report, scan
 from streamkit.manifest import Manifest
-
-N = 60
-KINDS: dict[str, dict[str, Any]] = {
-    "pictures-tfrecord": {"format": "tfrecord", "shard_size": "6KB"},
-    "pictures-hdf5": {"format": "hdf5", "shard_size": "6KB"},
-    "table-tfrecord": {"format": "tfrecord", "compression": "none", "shard_size": 1500},
-    "table-zlib": {"format": "tfrecord", "compression": "zlib", "shard_size": 1500},
-    "table-hdf5": {"format": "hdf5", "compression": "none", "shard_size": 1500},
-    "ragged-tfrecord": {"format": "tfrecord", "shard_size": 300},
-    "ragged-hdf5": {"format": "hdf5", "shard_size": 300},
-} | {
-    f"table-{codec}": {"format": "hdf5", "compression": codec, "shard_size": 1500, "split": {"train": 0.8, "val": 0.2}}
-    for codec in reading.CODECS
-}
-
-
-@pytest.fixture(scope="session")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("verify-sources")
-    reading.numbered(root / "table", N)
-    reading.picture_folder(root / "pictures", [(20 + i % 7, 30 - i % 5) for i in range(N)])
-    reading.ragged_folder(root / "ragged", [i % 6 for i in range(N)])
-    return root
-
-
-@pytest.fixture(scope="session")
-def made(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("verify")
-    for name, options in KINDS.items():
-        source = sources / name.partition("-")[0]
-        reading.convert(source / "table.npz" if source.name == "table" else source, root / name, **options)
-    return root
-
-
-@pytest.fixture
-def copy_of(made: Path, tmp_path: Path) -> Callable[[str], Path]:
-    return lambda name: Path(shutil.copytree(made / name, tmp_path / name))
 
 
 def files_of(report: Report) -> list[str]:
@@ -71,29 +34,29 @@ def files_of(report: Report) -> list[str]:
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("mode", [{}, {"quick": True}, {"full": True}], ids=["default", "quick", "full"])
-def test_a_whole_dataset_has_no_problem_and_stays_as_it_is(made: Path, name: str, mode: dict[str, bool]) -> None:
-    before = digests(made / name)
-    report = streamkit.verify(made / name, **mode)
+def test_a_whole_dataset_has_no_problem_and_stays_as_it_is(datasets: Path, name: str, mode: dict[str, bool]) -> None:
+    before = digests(datasets / name)
+    report = streamkit.verify(datasets / name, **mode)
     assert report.ok and report.problems == ()
     assert report.n_samples == N and report.n_shards > 1
-    assert digests(made / name) == before
+    assert digests(datasets / name) == before
 
 
-def test_every_byte_of_shards_and_side_files_is_read_once(made: Path) -> None:
+def test_every_byte_of_shards_and_side_files_is_read_once(datasets: Path) -> None:
     for name in ("table-tfrecord", "table-gzip", "pictures-hdf5"):
-        manifest = streamkit.open(made / name)
+        manifest = streamkit.open(datasets / name)
         shards = sum(s.nbytes for split in manifest.splits.values() for s in split.shards)
         sides = sum(file.nbytes for file in manifest.files.values())
         told: list[int] = []
         report = streamkit.verify(
-            made / name, progress=lambda n, told=told: told.append(n) or (lambda k: told.append(-k))
+            datasets / name, progress=lambda n, told=told: told.append(n) or (lambda k: told.append(-k))
         )
         assert report.nbytes == shards + sides == told[0] == -sum(told[1:])
 
 
-def test_files_that_are_not_in_the_manifest_are_nobody_s_business(copy_of: Callable[[str], Path]) -> None:
+def test_files_that_are_not_in_the_manifest_are_nobody_s_business(copied: Callable[[str], Path]) -> None:
     """Case 44."""
-    path = copy_of("table-tfrecord")
+    path = copied("table-tfrecord")
     shutil.copy(path / "train-00000.tfrecord", path / "train-99999.tfrecord")
     (path / "notes.txt").write_text("mine")
     assert streamkit.verify(path).ok and streamkit.verify(path, quick=True).ok
@@ -103,9 +66,9 @@ def test_files_that_are_not_in_the_manifest_are_nobody_s_business(copy_of: Calla
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_flipped_bit_of_a_payload_names_its_record(copy_of: Callable[[str], Path], name: str) -> None:
+def test_a_flipped_bit_of_a_payload_names_its_record(copied: Callable[[str], Path], name: str) -> None:
     """Case 41."""
-    path = copy_of(name)
+    path = copied(name)
     manifest = streamkit.open(path)
     index = manifest.index("train").to_pydict()
     field = manifest.schema.payloads[0]
@@ -129,63 +92,29 @@ def test_a_flipped_bit_of_a_payload_names_its_record(copy_of: Callable[[str], Pa
 
 
 @pytest.mark.parametrize("name", ["table-tfrecord", "pictures-tfrecord"])
-def test_damage_between_the_payloads_of_a_tfrecord_names_the_record(copy_of: Callable[[str], Path], name: str) -> None:
-    path = copy_of(name)
+def test_damage_between_the_payloads_of_a_tfrecord_names_the_record(copied: Callable[[str], Path], name: str) -> None:
+    path = copied(name)
     reading.flip(path / "train-00001.tfrecord", 9)  # crc of the first record's length
     (problem,) = streamkit.verify(path).problems
     assert problem.file == "train-00001.tfrecord" and "record 0" in problem.reason
 
 
-def test_damage_to_hdf5_s_own_structures_is_found(copy_of: Callable[[str], Path]) -> None:
-    path = copy_of("table-hdf5")
+def test_damage_to_hdf5_s_own_structures_is_found(copied: Callable[[str], Path]) -> None:
+    path = copied("table-hdf5")
     reading.flip(path / "train-00001.h5", 60)
     (problem,) = streamkit.verify(path).problems
     assert problem.file == "train-00001.h5" and "between them" in problem.reason
-
-
-def cut(path: Path, name: str) -> None:
-    os.truncate(path / name, (path / name).stat().st_size * 2 // 3)
-
-
-def extend(path: Path, name: str) -> None:
-    with open(path / name, "ab") as file:
-        file.write(b"more")
-
-
-def link(path: Path, name: str) -> None:
-    shutil.move(path / name, path / "elsewhere")
-    (path / name).symlink_to(path / "elsewhere")
-
-
-def pipe(path: Path, name: str) -> None:
-    (path / name).unlink()
-    os.mkfifo(path / name)
-
-
-HARM = {
-    "missing": lambda path, name: (path / name).unlink(),
-    "empty": lambda path, name: os.truncate(path / name, 0),
-    "cut": cut,
-    "trailing bytes": extend,
-    "a link": link,
-    "a pipe": pipe,
-    "a folder": lambda path, name: ((path / name).unlink(), (path / name).mkdir()),
-}
-FILES = {
-    "table-gzip": ["train-00001.h5", "index-val.parquet", "chunks-train.parquet", "train.h5"],
-    "pictures-tfrecord": ["train-00001.tfrecord", "index-train.parquet", "features.json", "label.labels.txt"],
-}
 
 
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("mode", [{}, {"quick": True}, {"full": True}], ids=["default", "quick", "full"])
 @pytest.mark.parametrize("name", FILES)
 def test_every_kind_of_file_can_be_harmed_in_every_way(
-    copy_of: Callable[[str], Path], name: str, harm: str, mode: dict[str, bool]
+    copied: Callable[[str], Path], name: str, harm: str, mode: dict[str, bool]
 ) -> None:
     """Cases 42, 43, 47, 52."""
     for file in FILES[name]:
-        path = copy_of(name)
+        path = copied(name)
         HARM[harm](path, file)
         report = streamkit.verify(path, **mode)
         assert file in files_of(report), (file, report.problems)
@@ -193,8 +122,8 @@ def test_every_kind_of_file_can_be_harmed_in_every_way(
         shutil.rmtree(path)
 
 
-def test_records_of_a_cut_shard_are_named(copy_of: Callable[[str], Path]) -> None:
-    path = copy_of("table-tfrecord")
+def test_records_of_a_cut_shard_are_named(copied: Callable[[str], Path]) -> None:
+    path = copied("table-tfrecord")
     shard = streamkit.open(path).splits["train"].shards[1]
     os.truncate(path / shard.file, shard.nbytes - 100)
     size, *records = streamkit.verify(path).problems
@@ -204,9 +133,9 @@ def test_records_of_a_cut_shard_are_named(copy_of: Callable[[str], Path]) -> Non
     assert all("ends before" in r.reason for r in records)
 
 
-def test_swapped_and_foreign_shards(copy_of: Callable[[str], Path]) -> None:
+def test_swapped_and_foreign_shards(copied: Callable[[str], Path]) -> None:
     """Cases 45 and 46."""
-    path = copy_of("table-tfrecord")
+    path = copied("table-tfrecord")
     a, b = path / "train-00000.tfrecord", path / "train-00001.tfrecord"
     a.rename(path / "x")
     b.rename(a)
@@ -217,15 +146,15 @@ def test_swapped_and_foreign_shards(copy_of: Callable[[str], Path]) -> None:
 
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json", "label.labels.txt"])
-def test_side_files_are_checked_byte_by_byte(copy_of: Callable[[str], Path], name: str) -> None:
-    path = copy_of("pictures-tfrecord")
+def test_side_files_are_checked_byte_by_byte(copied: Callable[[str], Path], name: str) -> None:
+    path = copied("pictures-tfrecord")
     reading.flip(path / name, 2)
     assert files_of(streamkit.verify(path)) == [name]
     assert streamkit.verify(path, quick=True).ok
 
 
-def test_pictures_that_do_not_decode_are_found_by_full_only(copy_of: Callable[[str], Path]) -> None:
-    path = copy_of("pictures-tfrecord")
+def test_pictures_that_do_not_decode_are_found_by_full_only(copied: Callable[[str], Path]) -> None:
+    path = copied("pictures-tfrecord")
     row = streamkit.open(path).index("train").slice(3, 1).to_pylist()[0]
     with open(path / row["shard"], "r+b") as file:
         file.seek(row["image.offset"] + row["image.length"] // 3)
@@ -268,9 +197,9 @@ LIES = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_index_that_contradicts_its_shards(copy_of: Callable[[str], Path], lie: str) -> None:
+def test_an_index_that_contradicts_its_shards(copied: Callable[[str], Path], lie: str) -> None:
     """Case 48 and 90: the digests agree, the facts do not."""
-    path = copy_of("table-tfrecord")
+    path = copied("table-tfrecord")
     reading.alter_index(path, reading.with_column(*LIES[lie]))
     report = streamkit.verify(path)
     assert not report.ok
@@ -280,9 +209,9 @@ def test_an_index_that_contradicts_its_shards(copy_of: Callable[[str], Path], li
 
 
 def test_the_command_reports_and_exits_with_4(
-    copy_of: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+    copied: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = copy_of("table-tfrecord")
+    path = copied("table-tfrecord")
     assert main(["verify", str(path)]) == 0
     assert "is whole: 60 samples" in capsys.readouterr().out
     row = streamkit.open(path).index("train").slice(7, 1).to_pylist()[0]
@@ -310,9 +239,17 @@ def test_the_command_reports_and_exits_with_4(
     block=st.sampled_from([1, 2, 7, 64, 1024]),
     stop=st.integers(0, 320),
     compiled=st.booleans(),
+    beside=st.booleans(),
 )
 def test_a_pass_sums_what_a_loop_sums(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes, cuts: list[int], block: int, stop: int, compiled: bool
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    data: bytes,
+    cuts: list[int],
+    block: int,
+    stop: int,
+    compiled: bool,
+    beside: bool,
 ) -> None:
     """Whatever lies across the borders of blocks."""
     edges = sorted(cuts)
@@ -322,7 +259,7 @@ def test_a_pass_sums_what_a_loop_sums(
         patch.setattr(scan, "BLOCK_NBYTES", block)
         if not compiled:
             patch.setattr(native, "_library", None)
-        found = scan.scan(tmp_path / "a", stop, offsets, ends - offsets)
+        found = scan.scan(tmp_path / "a", stop, offsets, ends - offsets, beside=beside)
     seen = data[:stop]
     assert (found.nbytes, found.digest) == (len(seen), blake3.blake3(seen).hexdigest())
     for i, (a, b) in enumerate(zip(offsets.tolist(), ends.tolist(), strict=True)):

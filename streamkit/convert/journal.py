@@ -97,7 +97,11 @@ class Journal:
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
         self._lock.flush()
-        self._check_identity()
+        try:
+            self._check_identity()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -118,7 +122,6 @@ class Journal:
                 for name, value in json.loads(text).items()
                 if old.get(name) != value
             ]
-            self._lock.close()
             raise UsageError(
                 f"an unfinished conversion with other settings lies here: {'; '.join(differs)}",
                 path=self.out,

@@ -67,7 +67,7 @@ def publish(
         chunks = f"chunks-{name}.parquet" if has_chunks else None
         index_file = f"index-{name}.parquet"
         with replacing(out / index_file) as path:
-            index.write(path, _index_tables(journal, files, schema, upright, labels))
+            index.write(path, index_tables(journal, files, schema, upright, labels))
             index_digest = file_digest(path)
         if chunks is not None:
             with replacing(out / chunks) as path:
@@ -104,7 +104,7 @@ def publish(
     return manifest
 
 
-def _index_tables(
+def index_tables(
     journal: Journal, files: Sequence[str], schema: Schema, upright: bool, labels: Counter[int]
 ) -> Iterator[pa.Table]:
     chunked = [f.name for f in schema if f.chunk_rows is not None]

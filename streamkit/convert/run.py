@@ -120,7 +120,7 @@ def convert(
         raise UsageError(f"workers is {workers}, expected at least 1")
     src, final = Path(source), Path(os.path.abspath(out))
     _check_paths(src, final)
-    _finish_swap(final)
+    finish_swap(final)
     opened = open_source(src)
     listing = opened.listing()
     if on_bad == "fail" and listing.bad and len(listing) == 0:
@@ -156,11 +156,11 @@ def convert(
             if done is not None:
                 journal.remove()
                 return _finish(report, started, manifest=done, already_done=True)
-            parts = _write_shards(opened, listing, plan, schema, options, journal, workers, on_bad == "skip", progress)
+            parts = write_shards(opened, listing, plan, schema, options, journal, workers, on_bad == "skip", progress)
             bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
             manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
             if overwrite:
-                _swap(target, final)
+                swap(target, final)
     except OSError as error:
         raise os_error(error, error.filename or target) from error
     return _finish(report, started, manifest=manifest, skipped=bad)
@@ -232,14 +232,14 @@ def _check_shards(out: Path, there: Manifest) -> None:
             raise DamagedError(f"{shard.file} {what}", path=out, hint="Pass --overwrite to convert again.")
 
 
-def _finish_swap(final: Path) -> None:
+def finish_swap(final: Path) -> None:
     """Complete a swap that was killed between its two renames: the new dataset is whole, the old one set aside."""
     new, old = final.with_name(f".{final.name}.new"), final.with_name(f".{final.name}.old")
     if not final.exists() and old.exists() and (new / FILE_NAME).exists():
-        _swap(new, final)
+        swap(new, final)
 
 
-def _swap(new: Path, final: Path) -> None:
+def swap(new: Path, final: Path) -> None:
     """Put `new` in the place of `final` by renames; the old dataset is deleted last."""
     old = final.with_name(f".{final.name}.old")
     if final.exists():
@@ -261,7 +261,7 @@ def bad_items(bad: tuple[BadItem, ...], n_items: int) -> SourceError:
     return error
 
 
-def _write_shards(
+def write_shards(
     source: Source,
     listing: Listing,
     plan: Plan,

@@ -13,5 +13,6 @@ drop.py       a valid dataset without the damaged records
 
 from streamkit.health.check import verify
 from streamkit.health.report import Problem, Report
+from streamkit.health.rewrite import Repair, repair
 
-__all__ = ["Problem", "Report", "verify"]
+__all__ = ["Problem", "Repair", "Report", "repair", "verify"]

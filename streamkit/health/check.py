@@ -109,6 +109,7 @@ class Check:
         self.lost: dict[str, np.ndarray] = {}
         self.found: dict[str, str] = {}
         self.nbytes = 0
+        self._beside = sum(len(split.shards) for split in manifest.splits.values()) < self.n_workers
         self._lock = threading.Lock()
         self._progress = progress
         self._tick: Progress | None = None
@@ -174,7 +175,7 @@ class Check:
             yield Problem(name, f"digest is {found.digest[:16]}..., the manifest says {said.digest[:16]}...")
 
     def _scan(self, name: str, nbytes: int, ranges: ShardRanges) -> Scan:
-        found = scan(self.root / name, nbytes, ranges.offsets, ranges.lengths, self._done)
+        found = scan(self.root / name, nbytes, ranges.offsets, ranges.lengths, self._done, self._beside)
         with self._lock:
             self.nbytes += found.nbytes
         return found

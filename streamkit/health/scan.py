@@ -1,7 +1,8 @@
 """One pass over a file: its BLAKE3 digest and the crc32c of every range in it. Each byte is read once.
 
-A block is read, summed range by range, and hashed by a thread of its own while the next block is read: BLAKE3 is the
-slowest of the three (6 GB/s a core, where the page cache gives 8 and crc32c takes 15), and so it is what sets the pace.
+A block is read, summed range by range and hashed while it lies in the core's own cache. BLAKE3 is the slowest of the three
+(6 GB/s a core, where the page cache gives 8 and crc32c takes 15): with fewer shards than cores, a thread of its own hashes
+a block while the next one is read.
 
     >>> import tempfile, pathlib
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "a"
@@ -47,6 +48,7 @@ def scan(
     offsets: Ints,
     lengths: Ints,
     tick: Callable[[int], None] | None = None,
+    beside: bool = False,
 ) -> Scan:
     """Read the first `nbytes` of a file.
 
@@ -55,6 +57,7 @@ def scan(
         nbytes: where to stop, whatever the file's size is [B].
         offsets, lengths: ranges in ascending order that do not overlap [B], int64 (n,).
         tick: told of each block's size [B].
+        beside: hash in a thread of its own.
 
     Raises:
         OSError: the file cannot be opened.
@@ -62,18 +65,25 @@ def scan(
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.posix_fadvise(fd, 0, nbytes, os.POSIX_FADV_SEQUENTIAL)
-        with ThreadPoolExecutor(1, thread_name_prefix="streamkit-hash") as beside:
-            return _pass(fd, nbytes, _Ranges(offsets, lengths), beside, tick)
+        ranges = _Ranges(offsets, lengths)
+        if not beside:
+            return _pass(fd, nbytes, ranges, _now, tick)
+        with ThreadPoolExecutor(1, thread_name_prefix="streamkit-hash") as pool:
+            return _pass(fd, nbytes, ranges, pool.submit, tick)
     finally:
         os.close(fd)
 
 
+def _now(update: Callable[..., Any], data: Any) -> None:
+    update(data)
+
+
 def _pass(
-    fd: int, nbytes: int, ranges: _Ranges, beside: ThreadPoolExecutor, tick: Callable[[int], None] | None
+    fd: int, nbytes: int, ranges: _Ranges, submit: Callable[..., Any], tick: Callable[[int], None] | None
 ) -> Scan:
     hasher = blake3.blake3()
     blocks = [np.empty(BLOCK_NBYTES, np.uint8) for _ in range(2)]
-    hashing: Future[Any] | None = None
+    hashing: Future[Any] | None = None  # of the block before; stays None where hashing is done at once
     at, error = 0, ""
     while at < nbytes:
         block = blocks[0][: min(BLOCK_NBYTES, nbytes - at)]
@@ -87,7 +97,7 @@ def _pass(
         ranges.take(block[:got], at)
         if hashing is not None:
             hashing.result()
-        hashing = beside.submit(hasher.update, block[:got].data)
+        hashing = submit(hasher.update, block[:got].data)
         blocks.reverse()
         at += got
         if tick is not None:

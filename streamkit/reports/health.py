@@ -1,6 +1,6 @@
 """What `verify` found, as a table and as JSON.
 
->>> from streamkit.health import Problem, Report
+>>> from streamkit.health import Problem, Repair, Report
 >>> print(as_text(Report("out", problems=(Problem("train-00000.h5", "is missing"),))))
 out is damaged: 1 problem in 1 file.
 <BLANKLINE>
@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamkit.errors import one_line
-from streamkit.health import Problem, Report
+from streamkit.health import Problem, Repair, Report
 from streamkit.reports.text import human, table
 
 _SHOWN = 20
@@ -57,3 +57,29 @@ def problem_table(problems: tuple[Problem, ...]) -> str:
         rows.append((one_line(p.file), record, "-" if p.key is None else one_line(p.key), one_line(p.reason)))
     more = f"\n... and {len(problems) - _SHOWN} more; --json lists all" if len(problems) > _SHOWN else ""
     return table(rows) + more
+
+
+def repair_json(repair: Repair) -> dict[str, Any]:
+    """What a repair did, JSON-able."""
+    return {
+        "out": repair.out,
+        "problems": len(repair.problems),
+        "rewritten": list(repair.rewritten),
+        "lost": [problem.to_json() for problem in repair.lost],
+        "samples": repair.n_samples,
+        "seconds": round(repair.seconds, 3),
+    }
+
+
+def repair_text(repair: Repair) -> str:
+    """What a repair did, in a line and a table."""
+    out = one_line(repair.out)
+    if not repair.problems:
+        return f"{out} is whole: nothing to do."
+    n = len(repair.rewritten)
+    head = f"{out} is whole again: {n} file{'s' * (n != 1)} mended ({', '.join(map(one_line, repair.rewritten[:3]))}"
+    head += f" and {n - 3} more), " if n > 3 else "), "
+    head += f"{repair.n_samples} samples in {repair.seconds:.1f} s."
+    if not repair.lost:
+        return head
+    return f"{head}\n\n{len(repair.lost)} records are lost:\n\n{problem_table(repair.lost)}"

@@ -1,0 +1,43 @@
+"""`streamkit repair`.
+
+>>> import argparse
+>>> p = argparse.ArgumentParser()
+>>> arguments(p)
+>>> p.parse_args(["out", "--source", "raw"]).source
+'raw'
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from streamkit.terminal import progress_bar
+
+HELP = "write exactly the damaged shards again, or drop damaged records"
+DESCRIPTION = (
+    "Make a damaged dataset whole: from its source, byte for byte; or with --drop without the damaged records."
+)
+EXAMPLE = "streamkit repair out/ --source photos/"
+
+
+def arguments(p: argparse.ArgumentParser) -> None:
+    p.add_argument("out", metavar="OUT", help="the dataset's folder")
+    how = p.add_mutually_exclusive_group(required=True)
+    how.add_argument("--source", metavar="SRC", help="what it was converted from, unchanged")
+    how.add_argument("--drop", action="store_true", help="leave the damaged records out, and say which")
+    p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+
+
+def run(args: argparse.Namespace) -> None:
+    from streamkit.health import repair
+    from streamkit.reports.health import repair_json, repair_text
+
+    done = repair(
+        args.out,
+        source=args.source,
+        drop=args.drop,
+        workers=args.workers,
+        progress=None if args.quiet else progress_bar,
+    )
+    print(json.dumps(repair_json(done), indent=1) if args.json else repair_text(done))

@@ -1,0 +1,242 @@
+"""`repair`: damaged shards and files written again, from the source or without the damaged records.
+
+From the source, a conversion's own plan and work are done again for the damaged shards only, in the work folder; what comes
+out has the digest that the manifest names or is not used. The manifest never changes.
+
+>>> import tempfile, streamkit
+>>> out = tempfile.mkdtemp() + "/out"
+>>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
+>>> with open(out + "/val-00000.tfrecord", "r+b") as file:
+...     _ = file.seek(30_000), file.write(b"?????")
+>>> repair(out, source="sample_data/images").rewritten, streamkit.verify(out).ok
+(('val-00000.tfrecord',), True)
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from streamkit import index
+from streamkit.convert.journal import Journal, Part
+from streamkit.convert.measure import measure
+from streamkit.convert.options import Options
+from streamkit.convert.plan import Plan, ShardPlan, make_plan
+from streamkit.convert.publish import index_tables, source_facts, write_side_files
+from streamkit.convert.run import finish_swap, write_shards
+from streamkit.convert.work import file_digest
+from streamkit.errors import DamagedError, SourceError, UsageError
+from streamkit.health.check import Check, Progress
+from streamkit.health.drop import without_damaged
+from streamkit.health.report import Problem
+from streamkit.manifest import WORK_FOLDER, Manifest, Split
+from streamkit.schema import Schema
+from streamkit.shards import shard_format
+from streamkit.sources import BadItem, Listing, Source, open_source
+from streamkit.storage import os_error, sync_folder
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What `repair` did.
+
+    Attributes:
+        out: the dataset's folder.
+        problems: what was wrong before.
+        rewritten: names of the files that were written again.
+        lost: records that the dataset no longer has (with drop only).
+        n_samples: samples in it now.
+        seconds: wall time [s].
+    """
+
+    out: str
+    problems: tuple[Problem, ...]
+    rewritten: tuple[str, ...]
+    lost: tuple[Problem, ...]
+    n_samples: int
+    seconds: float
+
+
+def repair(
+    path: str | os.PathLike[str],
+    *,
+    source: str | os.PathLike[str] | None = None,
+    drop: bool = False,
+    workers: int | None = None,
+    progress: Callable[[int], Progress] | None = None,
+) -> Repair:
+    """Make a damaged dataset whole again. A dataset that is whole stays as it is.
+
+    Args:
+        path: the dataset's folder.
+        source: what it was converted from: exactly the damaged shards and files are written again, byte for byte as they
+            were.
+        drop: instead, write a valid dataset without the damaged records, in the old one's place. They are listed in
+            skipped.jsonl.
+        workers: processes; None takes one a core.
+        progress: called with the number of items to be written, returns what is told of items done.
+
+    Raises:
+        UsageError: neither or both of `source` and `drop`.
+        SourceError: the source has changed since.
+        DamagedError: the manifest itself is damaged, or for `drop` an index or all of a split.
+        BusyError: a converter is at work on this dataset.
+    """
+    if (source is None) != drop:
+        raise UsageError("repair needs one of source and drop", hint="Pass --source SRC, or --drop.")
+    started = time.perf_counter()
+    root = Path(os.path.abspath(path))
+    finish_swap(root)
+    manifest = Manifest.load(root)
+    try:
+        with Journal(root, {"repair": manifest.dataset_id}, anew=True) as lock:
+            try:
+                check = Check(root, manifest, workers)
+                problems = tuple(check.all())
+                damaged = tuple(dict.fromkeys(problem.file for problem in problems))
+                lost: tuple[Problem, ...] = ()
+                if damaged and source is not None:
+                    _Again(root, manifest, Path(source), set(damaged), workers, progress).write()
+                elif damaged:
+                    manifest, lost = without_damaged(root, manifest, check, set(damaged))
+            finally:
+                if lock.folder.exists():  # it goes with the old folder where a new one took its place
+                    lock.remove()
+    except OSError as error:
+        raise os_error(error, error.filename or root) from error
+    n_samples = sum(split.samples for split in manifest.splits.values())
+    return Repair(str(path), problems, damaged, lost, n_samples, time.perf_counter() - started)
+
+
+class _Again:
+    """Writes damaged shards and files again from the source, in a folder inside the work folder, and puts them in place."""
+
+    def __init__(
+        self,
+        root: Path,
+        manifest: Manifest,
+        source: Path,
+        damaged: set[str],
+        workers: int | None,
+        progress: Callable[[int], Progress] | None,
+    ) -> None:
+        self.root, self.manifest, self.damaged = root, manifest, damaged
+        self.workers, self.progress = workers, progress
+        self.staging = root / WORK_FOLDER / "repair"
+        self.options = _options(manifest)
+        self.source, self.listing = _same_source(source, manifest)
+
+    def write(self) -> None:
+        """Write everything in the staging folder, hold it to the manifest's digests, and move it."""
+        schema, sizes = measure(self.source, self.listing, self.options)
+        plan = make_plan(self.listing, self.options, shard_format(self.options.format).extension, sizes)
+        shutil.rmtree(self.staging, ignore_errors=True)
+        with Journal(self.staging, self.options.to_json()) as journal:
+            parts = self._shards(plan, schema, journal)
+            ready = [file for file in parts if file in self.damaged]
+            for split in self.manifest.splits.values():
+                ready += self._tables(split, journal, parts)
+        for file in ready:
+            os.replace(self.staging / file, self.root / file)
+        sync_folder(self.root)
+        if self.damaged & set(self.manifest.files):
+            self._side_files(parts)
+
+    def _shards(self, plan: Plan, schema: Schema, journal: Journal) -> dict[str, Part]:
+        needed = tuple(shard for shard in plan.shards if self._needs(shard))
+        some = replace(plan, splits=(), shards=needed)
+        keep_going = self.manifest.skipped > 0
+        parts = write_shards(
+            self.source, self.listing, some, schema, self.options, journal, self.workers, keep_going, self.progress
+        )
+        there = {s.file: s for split in self.manifest.splits.values() for s in split.shards}
+        for file, part in parts.items():
+            if part.shard.samples and part.shard != there.get(file):
+                raise SourceError(
+                    f"{file} made from it again is not the shard that the manifest names",
+                    path=self.root,
+                    hint="Contents of the source or versions of libraries have changed. Use --drop, or convert again.",
+                )
+        return parts
+
+    def _needs(self, shard: ShardPlan) -> bool:
+        """True for a damaged shard, and for all that a damaged index or list of skipped items tells of."""
+        split = self.manifest.splits.get(shard.split)
+        tables = set() if split is None else {split.index, split.chunks}
+        return bool(self.damaged & {shard.file, "skipped.jsonl", *tables})
+
+    def _tables(self, split: Split, journal: Journal, parts: Mapping[str, Part]) -> Iterator[str]:
+        """Write the index and the chunk table of a split where one is damaged."""
+        if not self.damaged & {split.index, split.chunks}:
+            return
+        files = [shard.file for shard in split.shards]
+        upright = all(part.facts.get("orientation", [1]) == [1] for part in parts.values()) and self._others_upright()
+        tables = index_tables(journal, files, self.manifest.schema, upright, Counter())
+        index.write(self.staging / split.index, tables)
+        made = {split.index: split.index_digest}
+        if split.chunks is not None:
+            chunks = (table for file in files if (table := journal.tables(file)[1]) is not None)
+            index.write(self.staging / split.chunks, chunks)
+            made[split.chunks] = str(split.chunks_digest)
+        for file, digest in made.items():
+            if file_digest(self.staging / file) != digest:
+                raise _not_the_same(self.root, file)
+            yield file
+
+    def _others_upright(self) -> bool:
+        """True when no index that is whole says that pictures are turned; all indexes have that column, or none."""
+        whole = [split.index for split in self.manifest.splits.values() if split.index not in self.damaged]
+        return all("orientation" not in index.Index(self.root / file, None) for file in whole)
+
+    def _side_files(self, parts: Mapping[str, Part]) -> None:
+        bad: Sequence[BadItem] = ()
+        if "skipped.jsonl" in self.damaged:
+            bad = sorted((*self.listing.bad, *(b for part in parts.values() for b in part.bad)))
+        made = write_side_files(self.root, self.manifest, bad)
+        for file in made:
+            if file in self.damaged and made[file] != self.manifest.files[file]:
+                raise _not_the_same(self.root, file)
+
+
+def _not_the_same(root: Path, file: str) -> DamagedError:
+    return DamagedError(
+        f"{file} made again is not the one that the manifest names: versions of libraries have changed",
+        path=root,
+        hint="Convert again with --overwrite.",
+    )
+
+
+def _options(manifest: Manifest) -> Options:
+    """The options that the dataset was made with."""
+    known = {field.name for field in fields(Options)}
+    strange = sorted(set(manifest.options) - known)
+    if strange or "format" not in manifest.options:
+        raise UsageError(
+            f"the manifest's options are not those of a conversion ({', '.join(strange) or 'there is no format'})",
+            path=manifest.path,
+            hint="Pass --drop, or make the dataset again.",
+        )
+    options: dict[str, Any] = dict(manifest.options)
+    return Options(**options)
+
+
+def _same_source(path: Path, manifest: Manifest) -> tuple[Source, Listing]:
+    """The source and its items; SourceError when they are not those that the dataset was made of."""
+    source = open_source(path)
+    listing = source.listing()
+    found = source_facts(listing)
+    if found != manifest.source:
+        said = manifest.source
+        raise SourceError(
+            f"this is not what the dataset was made of: {found['items']} items of {found['bytes']} bytes here, "
+            f"{said.get('items')} of {said.get('bytes')} then, or other names or sizes",
+            path=path,
+            hint="Bring back the items that changed, use --drop, or convert again.",
+        )
+    return source, listing

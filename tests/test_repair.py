@@ -1,0 +1,226 @@
+"""`repair` writes exactly what is damaged again, byte for byte, or drops exactly the damaged records."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import reading
+from converting import digests, encoded, picture, write_files
+from harming import FILES, HARM, KINDS, N, raw_of
+
+import streamkit
+from streamkit import BusyError, DamagedError, SourceError, UsageError
+from streamkit.cli import main
+
+Copied = Callable[[str], Path]
+
+
+def extension(name: str) -> str:
+    return "tfrecord" if KINDS[name]["format"] == "tfrecord" else "h5"
+
+
+def contents(path: Path) -> dict[str, list[Any]]:
+    """key -> the values of its sample, over all splits, read by the loader."""
+    out = {}
+    manifest = streamkit.open(path)
+    names = [f.name for f in manifest.schema]
+    for split in manifest.splits:
+        loader = streamkit.Loader(path, split=split, batch_size=None, fields=["key", *names], num_workers=0)
+        out |= {sample[0]: [np.asarray(v).tolist() for v in sample[1:]] for sample in loader}
+    return out
+
+
+# From the source
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_damaged_files_come_back_byte_for_byte(harm_sources: Path, datasets: Path, copied: Copied, name: str) -> None:
+    path, ext = copied(name), extension(name)
+    whole = digests(path)
+    reading.flip(path / f"train-00001.{ext}", 200)
+    (path / f"train-00000.{ext}").unlink()
+    os.truncate(path / f"train-00002.{ext}", 100)
+    untouched = path / "index-train.parquet"
+    before = untouched.stat()
+    done = streamkit.repair(path, source=raw_of(harm_sources, name), workers=1)
+    assert set(done.rewritten) == {f"train-0000{i}.{ext}" for i in range(3)}
+    assert digests(path) == whole and done.lost == () and done.n_samples == N
+    assert (untouched.stat().st_ino, untouched.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "trailing bytes", "a link", "a pipe"])
+@pytest.mark.parametrize("name", FILES)
+def test_every_kind_of_file_comes_back(harm_sources: Path, copied: Copied, name: str, harm: str) -> None:
+    path = copied(name)
+    whole = digests(path)
+    for file in FILES[name]:
+        HARM[harm](path, file)
+    (path / "elsewhere").unlink(missing_ok=True)
+    done = streamkit.repair(path, source=raw_of(harm_sources, name), workers=1)
+    assert set(done.rewritten) >= set(FILES[name])
+    (path / "elsewhere").unlink(missing_ok=True)
+    assert digests(path) == whole
+
+
+def test_a_whole_dataset_stays_as_it_is(harm_sources: Path, copied: Copied) -> None:
+    path = copied("table-gzip")
+    before = digests(path)
+    for options in ({"source": raw_of(harm_sources, "table-gzip")}, {"drop": True}):
+        assert streamkit.repair(path, **options).rewritten == ()
+        assert digests(path) == before
+
+
+def test_another_source_is_refused_and_nothing_changes(harm_sources: Path, copied: Copied, tmp_path: Path) -> None:
+    path = copied("pictures-tfrecord")
+    reading.flip(path / "train-00001.tfrecord", 200)
+    before = digests(path)
+    changed = Path(shutil.copytree(raw_of(harm_sources, "pictures"), tmp_path / "changed"))
+    (changed / "c0" / "0000.jpg").unlink()
+    with pytest.raises(SourceError, match="59 items"):
+        streamkit.repair(path, source=changed)
+    assert digests(path) == before
+    # The same names and sizes, but other bytes: only the digest can tell.
+    shutil.copy(raw_of(harm_sources, "pictures") / "c0" / "0000.jpg", changed / "c0" / "0000.jpg")
+    for file in changed.rglob("*.jpg"):
+        data = bytearray(file.read_bytes())
+        data[-1] ^= 1  # behind the last marker of the picture: it still decodes
+        file.write_bytes(data)
+    with pytest.raises((SourceError, DamagedError), match=r"not the shard|cannot be converted"):
+        streamkit.repair(path, source=changed, workers=1)
+    assert {k: v for k, v in digests(path).items() if not k.startswith(".streamkit")} == before
+
+
+def test_what_was_skipped_stays_skipped(tmp_path: Path) -> None:
+    source = write_files(
+        tmp_path / "src",
+        {f"a/{i}.png": encoded(picture(9, 9, seed=i)) if i % 4 else b"broken" for i in range(20)},
+    )
+    streamkit.convert(source, tmp_path / "out", format="hdf5", on_bad="skip", shard_size=1500, workers=1)
+    whole = digests(tmp_path / "out")
+    for file in ("train-00000.h5", "skipped.jsonl", "index-train.parquet"):
+        reading.flip(tmp_path / "out" / file, 50)
+    done = streamkit.repair(tmp_path / "out", source=source, workers=1)
+    assert len(done.rewritten) == 3 and digests(tmp_path / "out") == whole
+
+
+def test_one_at_a_time(harm_sources: Path, copied: Copied) -> None:
+    path = copied("table-gzip")
+    (path / ".streamkit").mkdir()
+    with open(path / ".streamkit" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BusyError):
+            streamkit.repair(path, drop=True)
+
+
+def test_a_repair_that_was_killed_is_run_again(
+    harm_sources: Path, copied: Copied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = copied("table-tfrecord")
+    whole = digests(path)
+    for i in range(3):
+        reading.flip(path / f"train-0000{i}.tfrecord", 200)
+    real, left = os.replace, 0
+
+    def dies(a: Any, b: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        real(a, b)
+
+    for left in range(0, 9, 2):  # noqa: B007  (`dies` counts it down)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(os, "replace", dies)
+            streamkit.repair(path, source=raw_of(harm_sources, "table-tfrecord"), workers=1)
+    streamkit.repair(path, source=raw_of(harm_sources, "table-tfrecord"), workers=1)
+    assert digests(path) == whole
+
+
+# Without the damaged records
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_drop_keeps_every_good_record(copied: Copied, name: str) -> None:
+    path, ext = copied(name), extension(name)
+    before = contents(path)
+    size = (path / f"train-00001.{ext}").stat().st_size
+    reading.flip(path / f"train-00001.{ext}", size * 3 // 4)
+    (path / f"train-00002.{ext}").unlink()
+    (path / "notes.txt").write_text("mine")
+    gone = [k for k, f in rows_of(path) if f == f"train-00002.{ext}"]
+    found = {p.key for p in streamkit.verify(path).problems if p.key is not None}
+    done = streamkit.repair(path, drop=True)
+    lost = {p.key for p in done.lost}
+    assert lost == set(gone) | found
+    assert streamkit.verify(path, full=True).ok
+    assert contents(path) == {key: value for key, value in before.items() if key not in lost}
+    assert done.n_samples == N - len(lost) == sum(s.samples for s in streamkit.open(path).splits.values())
+    listed = [json.loads(line)["key"] for line in (path / "skipped.jsonl").read_text().splitlines()]
+    assert set(listed) == lost and streamkit.open(path).skipped == len(lost)
+    assert (path / "notes.txt").read_text() == "mine"
+    assert not list(path.parent.glob(".*")) and not (path / ".streamkit").exists()
+    counts = streamkit.open(path).statistics.get("class_counts", {}).get("train")
+    if counts is not None:
+        labels = np.asarray(streamkit.open(path).index("train").column("label").to_pylist())
+        assert sorted(counts.values()) == sorted(np.unique(labels, return_counts=True)[1].tolist())
+
+
+def rows_of(path: Path) -> list[tuple[str, str]]:
+    table = streamkit.open(path).index("train")
+    return list(zip(table.column("key").to_pylist(), table.column("shard").to_pylist(), strict=True))
+
+
+def test_nothing_is_lost_where_only_the_framing_is_damaged(copied: Copied) -> None:
+    path = copied("table-tfrecord")
+    before = contents(path)
+    reading.flip(path / "train-00001.tfrecord", 9)
+    done = streamkit.repair(path, drop=True)
+    assert done.lost == () and done.rewritten == ("train-00001.tfrecord",)
+    assert contents(path) == before and streamkit.verify(path).ok
+
+
+def test_drop_cannot_do_without_an_index_or_with_an_empty_split(copied: Copied) -> None:
+    path = copied("table-tfrecord")
+    reading.flip(path / "index-train.parquet", 60)
+    with pytest.raises(DamagedError, match="only it knows"):
+        streamkit.repair(path, drop=True)
+    path = copied("table-zstd")
+    for shard in streamkit.open(path).splits["val"].shards:
+        (path / shard.file).unlink()
+    before = digests(path)
+    with pytest.raises(DamagedError, match="nothing is left of split 'val'"):
+        streamkit.repair(path, drop=True)
+    assert {k: v for k, v in digests(path).items() if not k.startswith(".streamkit")} == before
+
+
+# The command line
+
+
+def test_the_command_says_what_it_did(harm_sources: Path, copied: Copied, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied("table-tfrecord")
+    row = streamkit.open(path).index("train").slice(7, 1).to_pylist()[0]
+    reading.flip(path / row["shard"], row["x.offset"])
+    source = str(raw_of(harm_sources, "table"))
+    assert main(["repair", str(path)]) == main(["repair", str(path), "--source", source, "--drop"]) == 2
+    capsys.readouterr()
+    assert main(["repair", str(path), "--source", source, "--workers", "1"]) == 0
+    assert f"1 file mended ({row['shard']})" in capsys.readouterr().out
+    assert main(["repair", str(path), "--source", source]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    reading.flip(path / row["shard"], row["x.offset"])
+    assert main(["repair", str(path), "--drop"]) == 0
+    said = capsys.readouterr().out
+    assert "1 records are lost" in said and row["key"] in said
+    reading.flip(path / row["shard"], row["x.offset"])
+    assert main(["repair", str(path), "--drop", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["lost"]) == 1
+    with pytest.raises(UsageError):
+        streamkit.repair(path)
