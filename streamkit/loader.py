@@ -15,7 +15,6 @@ the next few batches made ahead; the position to save is computed from the step,
 from __future__ import annotations
 
 import itertools
-import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -29,12 +28,13 @@ from streamkit.ahead import in_order
 from streamkit.batch import BatchMaker
 from streamkit.buffers import Buffers
 from streamkit.choose import choose, fingerprint, parse_split
-from streamkit.errors import UsageError
+from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import Manifest
 from streamkit.order import Batches, Cursor, Order
 from streamkit.reader import Reader
 from streamkit.schema import Schema
-from streamkit.units import size
+from streamkit.skipping import Skips
+from streamkit.units import size, whole
 from streamkit.view import Spec, View, needed_extras
 
 _SINGLES = 64  # samples made together when they are delivered one by one
@@ -71,6 +71,10 @@ class Loader:
         memory_budget: bytes, or text like "512MiB", for batches made ahead and decoded chunks.
         num_workers: threads; None takes one a core, 0 works in the caller's.
         pad_to: ragged arrays are padded to the longest of the "batch", or to this many rows.
+        on_corrupt: "raise", or "skip": bad samples are left out and logged once each (logger "streamkit"); batches are
+            shorter by them, under drop_remainder the next good samples stand in, so that shapes stay static.
+        max_bad: share of the samples that may be bad before "skip" raises after all.
+        manifest_digest: the `dataset_id` that the dataset must have; see `streamkit.open`.
 
     Yields:
         One payload and its label: (x, label); one payload: x; otherwise a dict. Images are (B, height, width, channels),
@@ -106,13 +110,18 @@ class Loader:
         memory_budget: int | str | None = None,
         num_workers: int | None = None,
         pad_to: str | int = "batch",
+        on_corrupt: str = "raise",
+        max_bad: float = 0.001,
+        manifest_digest: str | None = None,
     ) -> None:
-        self.manifest = Manifest.load(path)
+        if on_corrupt not in ("raise", "skip"):
+            raise UsageError(f'on_corrupt is {on_corrupt!r}, expected "raise" or "skip"')
+        self.manifest = Manifest.load(path, manifest_digest)
         name, part = parse_split(split)
         chosen_split = self.manifest.split(name)
-        batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed) or 0
-        shard_index, num_shards = _whole("shard_index", shard_index), _whole("num_shards", num_shards)
-        num_workers = _whole("num_workers", num_workers)
+        batch_size, seed = whole("batch_size", batch_size), whole("seed", seed) or 0
+        shard_index, num_shards = whole("shard_index", shard_index), whole("num_shards", num_shards)
+        num_workers = whole("num_workers", num_workers)
         if num_workers is not None and num_workers < 0:
             raise UsageError(f"num_workers is {num_workers}, expected 0 or more")
         if (shard_index is None) != (num_shards is None):
@@ -141,9 +150,12 @@ class Loader:
             needed_extras(self.view, self.schema, names),
             chunk_budget_nbytes=self.memory_budget // 4,
             map_limit_nbytes=None if memory_budget is None else self.memory_budget,
+            lenient=on_corrupt == "skip",
         )
         self._chosen = choose(self._reader.index, part, where, rows)
         n = self._chosen[1] - self._chosen[0] if isinstance(self._chosen, tuple) else len(self._chosen)
+        self._skips = Skips(n, max_bad)
+        self.skips_bad = on_corrupt == "skip"
         bounds, window = self._chunk_windows(n) if shuffle else (None, 1)
         self._order = Order(n, seed, shuffle, bounds, window)
         one = 1 if batch_size is None else batch_size
@@ -212,6 +224,11 @@ class Loader:
         return self._maker.specs
 
     @property
+    def bad(self) -> tuple[DamagedError, ...]:
+        """The bad samples met and left out so far, in storage order; each names its shard, record and key."""
+        return tuple(error for _, error in sorted(self._skips.bad.items()))
+
+    @property
     def drop_remainder(self) -> bool:
         """True when every batch is full."""
         return self._batches.drop_remainder
@@ -233,8 +250,23 @@ class Loader:
     def batch(self, epoch: int, i: int) -> Any:
         """Batch `i` of `epoch`. Pure: the same arguments give the same batch anywhere."""
         rows = self.rows(epoch, i)
-        made = self._maker.make(rows, epoch) if self.batch_size is not None else self._maker.make_each(rows, epoch)[0]
+        if self.batch_size is None:
+            return self._maker.structure(self._maker.make_each(rows, epoch)[0])
+        n_least = len(rows) if self.drop_remainder else 1
+        made = self._good(rows, lambda rows: self._maker.make(rows, epoch), n_least, epoch, i)
         return self._maker.structure(made)
+
+    def _good(self, rows: Any, make: Any, n_least: int, epoch: int, i: int) -> Any:
+        """`make(rows)`; under on_corrupt="skip" without bad ones, filled up from the samples behind batch `i`."""
+        if not self.skips_bad:
+            return make(rows)
+
+        def following(n: int) -> npt.NDArray[np.int64]:
+            start = self._batches.positions(i)[1] % self._order.n
+            ahead, around = (self._order.rows(epoch, *part) for part in self._order.around(start, n))
+            return self._rows(np.concatenate([ahead, around]))
+
+        return self._skips.make(rows, make, self._reader.row_of, n_least, following)
 
     def __getitem__(self, i: int) -> Any:
         """Batch `i` of the current epoch; never advances it."""
@@ -290,7 +322,8 @@ class Loader:
         if self.batch_size is not None:
             return [self.batch(epoch, i) for i in numbers]
         rows = np.concatenate([self.rows(epoch, i) for i in numbers])
-        return [self._maker.structure(sample) for sample in self._maker.make_each(rows, epoch)]
+        made = self._good(rows, lambda rows: self._maker.make_each(rows, epoch), 0, epoch, numbers[-1])
+        return [self._maker.structure(sample) for sample in made]
 
     @property
     def depth(self) -> int:
@@ -335,10 +368,10 @@ class Loader:
         Returns:
             A JSON-able dict of a few integers.
         """
-        whole = _whole("step", step) or 0
-        if whole < 0:
+        n_steps = whole("step", step) or 0
+        if n_steps < 0:
             raise UsageError(f"step is {step}, expected 0 or more")
-        epoch, batch = divmod(whole, max(1, len(self)))
+        epoch, batch = divmod(n_steps, max(1, len(self)))
         return Cursor(epoch, batch * self._batches.global_size, self._fingerprint).to_json()
 
     def resume(self, cursor: Mapping[str, Any]) -> None:
@@ -363,14 +396,6 @@ class Loader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._makers()
-
-
-def _whole(name: str, value: Any) -> int | None:
-    """The argument as Python's int; None stays."""
-    try:
-        return None if value is None else operator.index(value)
-    except TypeError:
-        raise UsageError(f"{name} is {value!r}, expected a whole number") from None
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -124,6 +124,12 @@ class Order:
         block = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return block[start - first * _BLOCK : stop - first * _BLOCK]
 
+    def around(self, start: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The `n` positions (or all) from `start` on, going round at the end, as two runs [start, stop)."""
+        n = min(n, self.n)
+        first = min(n, self.n - start)
+        return (start, start + first), (0, n - first)
+
     def _compute(self, epoch: int, number: int) -> Ints:
         positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, self.n), dtype=np.int64)
         if self.bounds is None:

@@ -243,6 +243,13 @@ class Reader:
             hint=mend(self.root),
         )
 
+    def row_of(self, error: DamagedError) -> int | None:
+        """The row that an error is about, when it is about one."""
+        files = [shard.file for shard in self.split.shards]
+        if error.record is None or error.shard not in files:
+            return None
+        return int(self.shard_starts[files.index(error.shard)]) + error.record
+
     def read_chunked(self, field: Field, rows: Ints, out: npt.NDArray[Any]) -> None:
         """Read a chunked payload field: `out[i]` is filled with the decoded values of `rows[i]`."""
         chunk = self.columns[f"{field.name}.chunk"][rows]
@@ -250,7 +257,10 @@ class Reader:
         order = np.argsort(chunk, kind="stable")
         cuts = np.flatnonzero(np.diff(chunk[order])) + 1
         for slots in np.split(order, cuts) if len(order) else []:
-            values = self._chunks.get(field, int(chunk[slots[0]]), int(rows[slots[0]]))
+            try:
+                values = self._chunks.get(field, int(chunk[slots[0]]))
+            except DamagedError as error:
+                raise self.damaged(int(rows[slots[0]]), error.what) from None
             out[slots] = values[inside[slots]]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -282,7 +292,7 @@ class _ChunkCache:
         self._nbytes = 0
         self._pid = os.getpid()
 
-    def get(self, field: Field, chunk: int, row: int) -> npt.NDArray[Any]:
+    def get(self, field: Field, chunk: int) -> npt.NDArray[Any]:
         if self._pid != os.getpid():
             self._reset()
         key = (field.name, chunk)
@@ -300,7 +310,7 @@ class _ChunkCache:
                 self._held.move_to_end(key)
         if mine:
             try:
-                future.set_result(self._decode(field, chunk, row))
+                future.set_result(self._decode(field, chunk))
             except BaseException as error:
                 future.set_exception(error)
                 with self._lock:
@@ -312,7 +322,7 @@ class _ChunkCache:
         field = next(f for f in self.reader.fields if f.name == name)
         return field.sample_nbytes * int(field.chunk_rows or 1)
 
-    def _decode(self, field: Field, chunk: int, row: int) -> npt.NDArray[Any]:
+    def _decode(self, field: Field, chunk: int) -> npt.NDArray[Any]:
         table = self.reader.chunk_table
         length = int(table["length"][chunk])
         data = np.empty(length, np.uint8)
@@ -326,12 +336,8 @@ class _ChunkCache:
             nbytes = field.sample_nbytes * int(field.chunk_rows or 1)
             dtype = np.dtype(field.dtype)
             flat = decode_chunk(data.data, filters, dtype.itemsize, nbytes)
-        except BadRange as bad:
-            raise self.reader.damaged(row, bad.reason) from None
-        except BadArray as error:
-            raise self.reader.damaged(row, str(error)) from None
-        except DamagedError as error:
-            raise self.reader.damaged(row, error.what) from None
+        except (BadRange, BadArray) as error:  # the caller names the record
+            raise DamagedError(str(error), shard=file) from None
         return flat.view(dtype.newbyteorder("<")).reshape(field.chunk_rows or 1, *(int(d or 0) for d in field.shape))
 
 

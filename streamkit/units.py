@@ -1,4 +1,4 @@
-"""Sizes as people write them.
+"""Sizes and whole numbers as people write them.
 
 >>> size("64MiB"), size("1.5GB"), size(10)
 (67108864, 1500000000, 10)
@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from typing import Any
 
 from streamkit.errors import UsageError
 
@@ -21,3 +23,11 @@ def size(text: str | int) -> int:
     if match is None or match[2].upper() not in _SUFFIX:
         raise UsageError(f"{text!r} is no size", hint="Write it like 128MB or 64MiB.")
     return int(float(match[1]) * _SUFFIX[match[2].upper()])
+
+
+def whole(name: str, value: Any) -> int | None:
+    """The argument `name` as Python's int; None stays. Raises UsageError for anything but a whole number."""
+    try:
+        return None if value is None else operator.index(value)
+    except TypeError:
+        raise UsageError(f"{name} is {value!r}, expected a whole number") from None

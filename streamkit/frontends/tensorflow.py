@@ -35,7 +35,8 @@ def as_tf(loader: Loader) -> tf.data.Dataset:
         yield from loader
 
     dataset = tf.data.Dataset.from_generator(epoch, output_signature=signatures)
-    if not loader.resumed:  # a resumed first iteration is shorter than the others
+    known = not (loader.skips_bad and loader.batch_size is None)  # single samples that are bad are left out
+    if known and not loader.resumed:  # a resumed first iteration is shorter than the others
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(loader)))
     options = tf.data.Options()
     # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.

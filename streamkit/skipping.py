@@ -1,0 +1,113 @@
+"""Bad samples left out: each counted and logged once, and too many of them an error. What on_corrupt="skip" does.
+
+A batch without its bad samples is shorter. Where it must not be, the next good samples of the epoch's order stand in: under
+drop_remainder=True as many as are missing, so that shapes stay static, and else one for a batch in which nothing is
+good. That is a rule on the data alone, so a batch is the same on every frontend, in every process and after a resume.
+
+    >>> skips = Skips(n_samples=10, max_bad=0.1)
+    >>> skips.good(np.array([4, 7]), n_least=1, following=lambda n: np.arange(n)).tolist()
+    [4, 7]
+    >>> skips.note(7, DamagedError("crc32c is 1, the index says 2", shard="train-00000.h5", record=7))
+    >>> skips.good(np.array([4, 7]), n_least=2, following=lambda n: np.array([8, 9])).tolist()
+    [4, 8]
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.errors import DamagedError, UsageError
+
+Ints = npt.NDArray[np.int64]
+log = logging.getLogger("streamkit")
+
+
+class Skips:
+    """The bad samples met so far. Safe in threads.
+
+    Args:
+        n_samples: samples in an epoch.
+        max_bad: share of them that may be bad.
+    """
+
+    def __init__(self, n_samples: int, max_bad: float) -> None:
+        if not (isinstance(max_bad, (int, float)) and 0 <= max_bad <= 1):
+            raise UsageError(f"max_bad is {max_bad!r}, expected a share of the samples between 0 and 1")
+        self.n_samples, self.max_bad = n_samples, max_bad
+        self.bad: dict[int, DamagedError] = {}
+        self._lock = threading.Lock()
+
+    def note(self, row: int, error: DamagedError) -> None:
+        """Count and log a bad sample, once. Raises DamagedError when there are more than `max_bad` allows."""
+        with self._lock:
+            if row in self.bad:
+                return
+            self.bad[row] = error
+            n = len(self.bad)
+        log.warning("skipped %s", error)
+        if n > self.max_bad * self.n_samples:
+            raise DamagedError(
+                f"{n} of {self.n_samples} samples are bad, more than max_bad={self.max_bad} allows; the last: {error.what}",
+                path=error.path,
+                shard=error.shard,
+                record=error.record,
+                key=error.key,
+                hint=error.hint,
+            )
+
+    def good(self, rows: Ints, n_least: int, following: Callable[[int], Ints]) -> Ints:
+        """`rows` without those known to be bad, filled up to `n_least` with the first good ones that follow."""
+        if not self.bad:
+            return rows
+        bad = np.fromiter(list(self.bad), np.int64)
+        kept = rows[~np.isin(rows, bad)]
+        if len(kept) >= n_least:
+            return kept
+        n_missing = n_least - len(kept)
+        others = following(n_missing + len(bad))
+        return np.concatenate([kept, others[~np.isin(others, bad)][:n_missing]])
+
+    def make(
+        self,
+        rows: Ints,
+        make: Callable[[Ints], Any],
+        row_of: Callable[[DamagedError], int | None],
+        n_least: int,
+        following: Callable[[int], Ints],
+    ) -> Any:
+        """`make` of the good ones among `rows`; see the module for `n_least` and `following`.
+
+        Args:
+            rows: rows of the index, int64.
+            make: reads and decodes rows; raises DamagedError at the first bad one.
+            row_of: the row that such an error is about; None when it is about more than one.
+            n_least: rows to hand to `make` at least.
+            following: the first n rows in the order in which they may stand in.
+
+        Raises:
+            DamagedError: more bad samples than allowed, or damage that is no single sample's.
+        """
+        while True:
+            chosen = self.good(rows, n_least, following)
+            if len(chosen) < min(1, n_least):
+                raise self.bad[int(rows[0])]  # not one sample of the epoch is good
+            try:
+                return make(chosen)
+            except DamagedError as error:
+                row = row_of(error)
+                if row is None or row not in chosen:
+                    raise
+                self.note(row, error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"n_samples": self.n_samples, "max_bad": self.max_bad, "bad": self.bad}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
