@@ -1,0 +1,134 @@
+"""Faults by chance: random bits flipped in, and random cuts of, every file of a dataset. FAULTS cases 41, 42 and 48.
+
+Whatever is hit, a sample that is delivered is the sample that was stored, everything else is an error of streamkit's own, and
+it comes at once. STREAMKIT_FAULT_SEEDS sets the number of tries a case; the suite takes 30.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from harming import KINDS
+
+import streamkit
+from streamkit import StreamkitError
+
+SEEDS = int(os.environ.get("STREAMKIT_FAULT_SEEDS", "30"))
+Samples = dict[str, Any]
+
+
+@contextmanager
+def at_once(seconds: int = 20) -> Iterator[None]:
+    """A hang is an error."""
+
+    def ring(number: int, frame: object) -> None:
+        raise TimeoutError("this hangs")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def samples(path: Path, options: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(key, values of the sample), all splits; ends with the first error."""
+    manifest = streamkit.open(path)
+    names = [field.name for field in manifest.schema]
+    for split in sorted(manifest.splits):
+        loader = streamkit.Loader(
+            path, split=split, batch_size=None, fields=["key", *names], shuffle=False, num_workers=0, **options
+        )
+        for key, *values in loader:
+            yield str(key), [np.asarray(value).tobytes() for value in values]
+
+
+def flip(data: bytearray, rng: random.Random) -> None:
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def cut(data: bytearray, rng: random.Random) -> None:
+    # Every fourth cut takes a few bytes only, where framing and footers end.
+    left = len(data) - rng.randint(1, 24) if rng.random() < 0.25 else rng.randrange(len(data))
+    del data[max(0, left) :]
+
+
+def kinds_of_files(path: Path) -> dict[str, list[str]]:
+    manifest = streamkit.open(path)
+    splits = manifest.splits.values()
+    return {
+        "shard": [shard.file for split in splits for shard in split.shards],
+        "index": [split.index for split in splits] + [split.chunks for split in splits if split.chunks is not None],
+        "manifest": ["manifest.json"],
+    }
+
+
+@pytest.mark.parametrize("harm", [flip, cut])
+@pytest.mark.parametrize("name", KINDS)
+def test_nothing_wrong_is_delivered_and_nothing_is_overlooked(
+    copied: Callable[[str], Path], name: str, harm: Callable[[bytearray, random.Random], None]
+) -> None:
+    path = copied(name)
+    truth = dict(samples(path, {}))
+    files = kinds_of_files(path)
+    rng = random.Random(f"{name} {harm.__name__}")
+    for seed in range(SEEDS):
+        kind = ("shard", "shard", "shard", "index", "manifest")[seed % 5]
+        file = path / rng.choice(files[kind])
+        whole = file.read_bytes()
+        harmed = bytearray(whole)
+        harm(harmed, rng)
+        file.write_bytes(harmed)
+        with at_once():
+            delivered: Samples = {}
+            try:
+                for key, values in samples(path, {}):
+                    delivered[key] = values
+            except StreamkitError as error:
+                assert error.exit_code in (4, 8, 9) and "\n" not in str(error), (seed, file.name)
+            assert all(truth.get(key) == values for key, values in delivered.items()), (seed, file.name)
+            try:
+                found = not streamkit.verify(path, workers=1).ok
+            except StreamkitError as error:
+                found = error.exit_code in (8, 9)
+            only_the_last_newline = kind == "manifest" and whole == bytes(harmed) + b"\n"
+            assert found or only_the_last_newline, (seed, file.name)
+            if kind == "shard" and seed % 3 == 0:
+                skipped = dict(samples(path, {"on_corrupt": "skip", "max_bad": 1.0}))
+                assert all(truth[key] == values for key, values in skipped.items()), (seed, file.name)
+                assert len(skipped) >= len(delivered)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["table-tfrecord", "table-gzip", "pictures-hdf5"])
+def test_repair_by_chance(
+    harm_sources: Path, datasets: Path, copied: Callable[[str], Path], name: str, tmp_path: Path
+) -> None:
+    """Whatever was hit, but the manifest: the source brings back every byte."""
+    from converting import digests
+    from harming import raw_of
+
+    path = copied(name)
+    whole = digests(path)
+    rng = random.Random(name)
+    manifest = streamkit.open(path)
+    files = [*kinds_of_files(path)["shard"], *kinds_of_files(path)["index"], *manifest.files]
+    for _ in range(max(1, SEEDS // 10)):
+        for file in rng.sample(files, 3):
+            data = bytearray((path / file).read_bytes())
+            rng.choice([flip, cut])(data, rng)
+            (path / file).write_bytes(data)
+        streamkit.repair(path, source=raw_of(harm_sources, name), workers=1)
+        assert digests(path) == whole
+    shutil.rmtree(path)
