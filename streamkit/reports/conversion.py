@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamkit.convert import Report
-from streamkit.reports.text import human, table
-from streamkit.schema import Field
+from streamkit.reports.text import human, schema_table, table
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -52,11 +51,6 @@ def as_text(report: Report) -> str:
     splits = [("split", "samples", "shards", "size")]
     for name, s in facts["splits"].items():
         splits.append((name, str(s["samples"]), str(s["shards"]), human(s["bytes"]) if "bytes" in s else "-"))
-    fields = [("field", "kind", "dtype", "shape", "encoding")]
-    for name, f in facts["fields"].items():
-        field = Field(name, f["kind"], f["dtype"], tuple(f["shape"]))
-        shape = "x".join("?" if d is None else str(d) for d in field.shape) or "scalar"
-        fields.append((name, f["kind"], f["dtype"], shape, f.get("encoding", "-")))
     size_out = f" -> {human(facts['bytes'])}" if report.manifest is not None else ""
     classes = f", {facts['classes']} classes" if facts["classes"] else ""
     skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
@@ -64,4 +58,4 @@ def as_text(report: Report) -> str:
         f"{facts['samples']} samples{classes}{skipped}: {human(facts['source_bytes'])}{size_out} "
         f"in {report.seconds:.1f} s"
     )
-    return "\n\n".join([head, table(splits), table(fields), tail])
+    return "\n\n".join([head, table(splits), schema_table(facts["fields"]), tail])

@@ -1,13 +1,18 @@
-"""Plain-text tables and sizes.
+"""Plain-text tables, sizes and bars.
 
 >>> print(table([("split", "samples"), ("train", "10")]))
 split  samples
 train  10
+>>> bar(3, 4, width=8)
+'██████'
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streamkit.errors import one_line
 
 
 def human(nbytes: float) -> str:
@@ -23,3 +28,19 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equal length as aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+
+
+def bar(value: float, largest: float, width: int = 24) -> str:
+    """`value` as a bar of at most `width` characters; what is there at all is seen."""
+    if value <= 0 or largest <= 0:
+        return ""
+    return "█" * max(1, round(width * value / largest))
+
+
+def schema_table(fields: Mapping[str, Mapping[str, Any]]) -> str:
+    """The fields of a dataset, as `Schema.to_json` gives them."""
+    rows = [("field", "kind", "dtype", "shape", "encoding")]
+    for name, f in fields.items():
+        shape = "x".join("?" if d is None else str(d) for d in f["shape"]) or "scalar"
+        rows.append((one_line(name), f["kind"], f["dtype"], shape, one_line(f.get("encoding", "-"))))
+    return table(rows)
