@@ -5,7 +5,7 @@
 >>> _ = streamkit.convert("sample_data/series", out, format="hdf5", workers=1)
 >>> first = samples(out, 2)["train"][0]
 >>> first["label"]["class"], first["array"]["shape"]
-('autoregressive', [64, 2])
+('sine', [64, 2])
 """
 
 from __future__ import annotations
