@@ -1,0 +1,64 @@
+"""A page in one file: style, scripts and data inside, nothing fetched. Text from data can do nothing but be shown.
+
+Data travels as JSON in which "<" and its like are escaped, and scripts put it on the page as text only. A content security
+policy allows this page's own script by its hash, pictures from data: addresses, and nothing else.
+
+Source: HTML standard, 4.12.1.3 (restrictions for contents of script elements); Content Security Policy Level 3.
+
+    >>> "</script>" in escaped({"class": "</script><script>alert(1)"})
+    False
+    >>> page("Title & co", {}, ["charts.js"]).startswith("<!doctype html>")
+    True
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; \
+style-src 'unsafe-inline'; script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<noscript>This page draws itself with JavaScript, which is switched off here.</noscript>
+<main id="main"></main>
+<script type="application/json" id="data">{data}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def escaped(data: Any) -> str:
+    """JSON that may stand inside a script element, whatever texts it holds."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def page(title: str, data: Any, scripts: Sequence[str]) -> str:
+    """The text of a page.
+
+    Args:
+        title: plain text.
+        data: JSON-able; the scripts find it as `DATA`.
+        scripts: names of script files of this room, in order.
+    """
+    room = files("streamkit.reports")
+    script = "\n" + "\n".join(room.joinpath(name).read_text("utf-8") for name in scripts)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    style = room.joinpath("page.css").read_text("utf-8")
+    return _PAGE.format(title=html.escape(title), digest=digest, style=style, data=escaped(data), script=script)
