@@ -1,0 +1,195 @@
+"""What each stage of reading a sample costs, in one thread, on samples drawn fairly: read, check, decode, resize, batch.
+
+>>> import tempfile, streamkit
+>>> out = tempfile.mkdtemp() + "/out"
+>>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
+>>> manifest = streamkit.open(out)
+>>> from streamkit.order import Order
+>>> reader = Reader(out, manifest, manifest.splits["train"], list(manifest.schema.payloads), ["orientation", "channels"])
+>>> found = stage_seconds(reader, Order(1600, 0, True).rows(0, 0, 32), 16, (16, 16), "float32", budget_s=0.01)
+>>> sorted(found) == sorted(STAGES), all(seconds >= 0 for seconds in found.values())
+(True, True)
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.codecs import image
+from streamkit.codecs.array import decode_chunk
+from streamkit.codecs.resize import recolor, resize
+from streamkit.payloads import Payloads
+from streamkit.reader import Reader, ReadPlan
+from streamkit.schema import Field
+
+STAGES = ("read", "check", "decode", "resize", "batch")
+Size = tuple[int, int]
+Ints = npt.NDArray[np.int64]
+_KEPT_NBYTES = 256 << 20  # of decoded pictures, between two stages
+
+
+def per_item(work: Callable[[int], Any], n: int, budget_s: float = 0.5) -> float:
+    """Seconds of `work(i)` for one i of `range(n)`: the fastest of a few passes, each cut off when the budget is spent."""
+    work(0)
+    best = float("inf")
+    deadline = time.perf_counter() + budget_s
+    for _ in range(5):
+        started = now = time.perf_counter()
+        done = 0
+        for done in range(1, n + 1):
+            work(done - 1)
+            if (now := time.perf_counter()) > deadline:
+                break
+        best = min(best, (now - started) / done)
+        if now > deadline:
+            break
+    return best
+
+
+def stage_seconds(
+    reader: Reader, rows: Ints, batch_size: int, size: Size | None, dtype: str, budget_s: float = 0.5
+) -> dict[str, float]:
+    """Seconds that one sample takes in each stage.
+
+    Args:
+        reader: has loaded every payload field, and `orientation` and `channels` where there are.
+        rows: rows to try, in the order in which a shuffled epoch would want them.
+        batch_size: samples a batch.
+        size: (height, width) [pixel] that pictures are resized to; None where all are of one size.
+        dtype: of images in a batch.
+        budget_s: time a stage and field [s].
+    """
+    out = dict.fromkeys(STAGES, 0.0)
+    for field in reader.fields:
+        if not field.is_payload:
+            continue
+        costs = _chunked if field.chunk_rows is not None else _addressed
+        for stage, seconds in costs(reader, field, rows, batch_size, size, budget_s).items():
+            out[stage] += seconds
+        out["batch"] += _stacking(reader, field, rows, batch_size, size, dtype, budget_s)
+    return out
+
+
+def _addressed(
+    reader: Reader, field: Field, rows: Ints, batch_size: int, size: Size | None, budget_s: float
+) -> dict[str, float]:
+    batches = np.split(rows, range(batch_size, len(rows), batch_size))
+    lengths = [reader.lengths(field.name, batch) for batch in batches]
+    memory = np.empty(max(int(n.sum()) for n in lengths), np.uint8)
+    mean = len(rows) / len(batches)
+
+    def read(i: int, crcs: bool) -> None:
+        places = np.cumsum(lengths[i]) - lengths[i]
+        columns = [reader.columns[f"{field.name}.{name}"][batches[i]] for name in ("offset", "crc32c")]
+        for shard, slots in ReadPlan.of(batches[i], reader.shard_starts, columns[0]).shards:
+            file = reader.split.shards[shard].file
+            known = columns[1][slots] if crcs else None
+            reader.files.read(file, columns[0][slots], lengths[i][slots], memory, places[slots], known)
+
+    plain = per_item(lambda i: read(i, False), len(batches), budget_s) / mean
+    checked = per_item(lambda i: read(i, True), len(batches), budget_s) / mean
+    out = {"read": plain, "check": max(0.0, checked - plain)}
+    payloads = Payloads(reader)
+    if field.is_encoded_image:
+        stored = [bytes(data) for data in payloads.stored(field, rows)]
+        pictures = picture_seconds(stored, size, field.kind == "mask", budget_s)
+        out |= {"decode": pictures.decode, "resize": pictures.resize}
+    elif field.encoding == "zlib":
+        both = per_item(lambda i: payloads.decoded(field, batches[i]), len(batches), budget_s) / mean
+        out["decode"] = max(0.0, both - checked)
+    if field.is_image and not field.is_encoded_image and size is not None and field.shape[:2] != size:
+        pixels = payloads.decoded(field, rows[:64])
+        slot = np.empty((*size, 1 if field.kind == "mask" else 3), np.uint8)
+        out["resize"] = per_item(
+            lambda i: resize(recolor(pixels[i], slot.shape[2]), size, out=slot), len(pixels), budget_s
+        )
+    return out
+
+
+class Pictures(NamedTuple):
+    """Seconds that decoding and resizing a picture take, the mean stored size [B], and the first pictures delivered."""
+
+    decode: float
+    resize: float
+    nbytes: float
+    delivered: list[npt.NDArray[np.uint8]]
+
+
+def picture_seconds(
+    stored: Sequence[bytes], size: Size | None, is_mask: bool = False, budget_s: float = 0.5
+) -> Pictures:
+    """Time decoding and resizing of encoded pictures, as the loader does them."""
+    channels = 1 if is_mask else 3
+    facts = [image.probe(data) for data in stored]
+
+    def decode(i: int) -> npt.NDArray[np.uint8]:
+        at_least = None if is_mask else size
+        of = facts[i]
+        return image.decode(
+            stored[i], channels=channels, orientation=of.orientation, n_stored=of.channels, at_least=at_least
+        )
+
+    seconds = per_item(decode, len(stored), budget_s)
+    kept: list[npt.NDArray[np.uint8]] = []
+    for i in range(len(stored)):
+        if sum(pixels.nbytes for pixels in kept) > _KEPT_NBYTES:
+            break
+        kept.append(decode(i).copy())
+    mean = float(np.mean([len(data) for data in stored]))
+    if size is None or all(pixels.shape[:2] == size for pixels in kept):
+        return Pictures(seconds, 0.0, mean, kept)
+    how = "nearest" if is_mask else "bilinear"
+    slot = np.empty((*size, channels), np.uint8)
+    resizing = per_item(lambda i: resize(kept[i], size, how, out=slot), len(kept), budget_s)
+    return Pictures(seconds, resizing, mean, [resize(pixels, size, how) for pixels in kept])
+
+
+def _chunked(
+    reader: Reader, field: Field, rows: Ints, batch_size: int, size: Size | None, budget_s: float
+) -> dict[str, float]:
+    """Each chunk is read and decoded once, and all its rows are used."""
+    table = reader.chunk_table
+    of_row, counts = np.unique(reader.columns[f"{field.name}.chunk"], return_counts=True)
+    chunks = of_row[np.random.default_rng(0).permutation(len(of_row))[:64]]
+    mean = float(counts.mean())
+    memory = np.empty(int(table["length"][chunks].max()), np.uint8)
+    place = np.zeros(1, np.int64)
+    dtype = np.dtype(field.dtype)
+    filters = tuple(field.encoding.partition(":")[0].split("+"))
+    nbytes = field.sample_nbytes * int(field.chunk_rows or 1)
+
+    def read(i: int, crcs: bool) -> bytes:
+        one = slice(int(chunks[i]), int(chunks[i]) + 1)
+        length = table["length"][one].astype(np.int64)
+        file = reader.split.shards[int(table["shard"][one][0])].file
+        reader.files.read(file, table["offset"][one], length, memory, place, table["crc32c"][one] if crcs else None)
+        return memory[: int(length[0])].tobytes()
+
+    plain = per_item(lambda i: read(i, False), len(chunks), budget_s)
+    checked = per_item(lambda i: read(i, True), len(chunks), budget_s)
+    stored = [read(i, False) for i in range(len(chunks))]
+    decode = per_item(lambda i: decode_chunk(stored[i], filters, dtype.itemsize, nbytes), len(chunks), budget_s)
+    return {"read": plain / mean, "check": max(0.0, checked - plain) / mean, "decode": decode / mean}
+
+
+def _stacking(
+    reader: Reader, field: Field, rows: Ints, batch_size: int, size: Size | None, dtype: str, budget_s: float
+) -> float:
+    """Laying decoded values into a batch of the dtype wanted."""
+    if field.is_image:
+        height, width = size or (int(field.shape[0] or 1), int(field.shape[1] or 1))
+        slot = np.empty((height, width, 1 if field.kind == "mask" else 3), "uint8" if field.kind == "mask" else dtype)
+        one: Any = np.zeros(slot.shape, np.uint8)
+    elif field.dtype in ("string", "bytes"):
+        return 0.0
+    else:
+        shape = field.shape if field.fixed else Payloads(reader).decoded(field, rows[:1])[0].shape
+        one, slot = np.zeros(shape, field.dtype), np.empty(shape, field.dtype)  # type: ignore[arg-type]
+    n = max(1, min(batch_size, len(rows)))
+    batch = np.empty((n, *slot.shape), slot.dtype)
+    return per_item(lambda i: np.copyto(batch[i], one), n, budget_s)
