@@ -19,7 +19,9 @@ A message is one line: where, what (expected, found), the next step.
 
 from __future__ import annotations
 
+import difflib
 import os
+from collections.abc import Iterable
 
 
 def one_line(text: object) -> str:
@@ -33,6 +35,18 @@ def message(what: str, *, where: str = "", hint: str = "") -> str:
     if hint:
         text = f"{text} {hint}" if text.endswith(("?", "!")) else f"{text.rstrip('.')}. {hint}"
     return one_line(text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """A hint that names what `word` is nearly spelled like, or nothing.
+
+    >>> did_you_mean("tarin", ["train", "val"])
+    "Did you mean 'train'? "
+    >>> did_you_mean("zebra", ["train", "val"])
+    ''
+    """
+    near = difflib.get_close_matches(word, list(known), 1)
+    return f"Did you mean {near[0]!r}? " if near else ""
 
 
 class StreamkitError(Exception):

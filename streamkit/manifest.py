@@ -23,7 +23,14 @@ from typing import Any, Self
 
 import blake3
 
-from streamkit.errors import DamagedError, FormatVersionError, RefusedError, ResourceError, UsageError
+from streamkit.errors import (
+    DamagedError,
+    FormatVersionError,
+    RefusedError,
+    ResourceError,
+    UsageError,
+    did_you_mean,
+)
 from streamkit.guard import regular_file
 from streamkit.schema import Schema
 from streamkit.version import __version__
@@ -158,7 +165,11 @@ class Manifest:
                 return next(iter(self.splits.values()))
             raise UsageError(f"this dataset has the splits {names}", path=self.path, hint="Name one with split=.")
         if name not in self.splits:
-            raise UsageError(f"there is no split {name!r}", path=self.path, hint=f"Splits are {names}.")
+            raise UsageError(
+                f"there is no split {name!r}",
+                path=self.path,
+                hint=f"{did_you_mean(name, self.splits)}Splits are {names}.",
+            )
         return self.splits[name]
 
     def _content(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from streamkit.errors import DamagedError, RefusedError, UsageError
+from streamkit.errors import DamagedError, RefusedError, UsageError, did_you_mean
 
 PAYLOAD_KINDS = ("image", "mask", "array", "text", "bytes")
 COLUMN_KINDS = ("label", "number", "string")
@@ -137,7 +137,10 @@ class Schema:
         for f in self.fields:
             if f.name == name:
                 return f
-        raise UsageError(f"there is no field {name!r}", hint=f"Fields are {', '.join(f.name for f in self.fields)}.")
+        names = [f.name for f in self.fields]
+        raise UsageError(
+            f"there is no field {name!r}", hint=f"{did_you_mean(name, names)}Fields are {', '.join(names)}."
+        )
 
     @property
     def payloads(self) -> tuple[Field, ...]:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from streamkit.terminal import say
+from streamkit.terminal import progress_bar, say, show
 
 HELP = "measure a dataset on this machine, and say what would make it faster"
 DESCRIPTION = "Measure each stage of reading, the machine's own limits, and changes that would help, tried on a sample."
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
         image_size=args.image_size,
         n_samples=args.samples,
         frontend=_tensorflow(),
+        progress=None if args.quiet else progress_bar,
     )
     if model is not None:
         found["simulation"] = bench.simulation(args.out, found, model)
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(found, indent=1))
         return
-    print(bench.as_text(found))
+    show(bench.as_text(found))
     if model is not None:
         print("\n" + cluster.as_text(model, found["simulation"]))
     if args.html and not args.quiet:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from streamkit.terminal import say
+from streamkit.terminal import say, show
 
 HELP = "show what a dataset holds: splits, fields, classes, sizes"
 DESCRIPTION = "Show what a dataset holds. Reads the manifest and a bounded part of the index: at once at any size."
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps(facts, indent=1, sort_keys=True))
         return
-    print(info.as_text(facts))
+    show(info.as_text(facts))
     if args.samples:
         print("\n" + samples.as_text(facts["values"]))
     if written and not args.quiet:

@@ -50,6 +50,7 @@ def bench(
     n_samples: int = 256,
     frontend: Frontend | None = None,
     budget_s: float = 0.5,
+    progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> dict[str, Any]:
     """Measure a split.
 
@@ -61,6 +62,7 @@ def bench(
         n_samples: samples that each stage is tried on, drawn fairly.
         frontend: makes an iterable of a framework's batches of (path, arguments of Loader); None leaves it out.
         budget_s: time for each single figure [s]; a whole run takes some 20 of them.
+        progress: called with a number of steps; what it returns is called with 1 for each one done.
 
     Returns:
         JSON-able: stages (each samples_per_s of one thread, seconds and share [%]), loader and frontend (samples/s with
@@ -72,6 +74,7 @@ def bench(
     """
     if n_samples < 1 or batch_size < 1:
         raise UsageError(f"{n_samples} samples in batches of {batch_size}, expected 1 or more of each")
+    tick = (progress or _unseen)(4)
     manifest = Manifest.load(path)
     chosen = manifest.split(split or max(manifest.splits.values(), key=lambda s: s.samples).name)
     if not chosen.samples:
@@ -84,6 +87,7 @@ def bench(
     rows = Order(chosen.samples, 0, True).rows(0, 0, min(n_samples, chosen.samples))
     seconds = stage_seconds(reader, rows, batch_size, size, "float32", budget_s)
     bytes_batch = stage_seconds(reader, rows[:1], batch_size, size, "uint8", budget_s / 10)["batch"]
+    tick(1)
     options: dict[str, Any] = {"split": chosen.name, "batch_size": batch_size}
     if any(f.is_image for f in payloads):
         options["image_size"] = size
@@ -91,6 +95,7 @@ def bench(
         options["rows"] = np.resize(np.arange(chosen.samples), _MIN_BATCHES * batch_size)
     loader = Loader(path, **options)
     cpu, rate = _running(loader, batch_size, budget_s * 2)
+    tick(1)
     delivered, larger = None, 0.0
     seconds["frontend"] = 0.0
     if frontend is not None:
@@ -98,6 +103,7 @@ def bench(
         seconds["frontend"] = max(0.0, frontend_cpu - cpu)
         many = {**options, "batch_size": batch_size * _LARGER}
         larger = frontend_cpu - _running(frontend(path, many), batch_size * _LARGER, budget_s * 2)[0]
+    tick(1)
     total = sum(seconds.values())
     stages = {
         name: {"samples_per_s": _per_second(s), "seconds": s, "share": round(100 * s / total, 1)}
@@ -106,6 +112,7 @@ def bench(
     found = changes(reader, rows, seconds, size, seconds["batch"] - bytes_batch, budget_s)
     if (times := gain(total, larger)) >= MIN_GAIN:
         found.append(Change(f"batch_size={batch_size * _LARGER}", times, 1.0, None))
+    tick(1)
     found.sort(key=lambda change: -change.gain)
     return {
         "out": os.fspath(path),
@@ -122,6 +129,10 @@ def bench(
         "bound": max(seconds, key=lambda name: seconds[name]),
         "advice": [change.to_json() | {"text": change.text()} for change in found],
     }
+
+
+def _unseen(n: int) -> Callable[[int], None]:
+    return lambda done: None
 
 
 def _size(manifest: Manifest) -> Size | None:
