@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkit.errors import DamagedError
-from streamkit.index import AGAIN, Index
+from streamkit.guard import mend
+from streamkit.index import Index
 from streamkit.manifest import Manifest, Split
 from streamkit.storage import write_atomic
 
@@ -150,7 +151,7 @@ def _sha256(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise DamagedError("the index is missing", path=path, hint=AGAIN) from None
+        raise DamagedError("the index is missing", path=path, hint=mend(path.parent)) from None
 
 
 def _records(root: Path, manifest: Manifest, split: Split) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from crc32c import crc32c
 
 from streamkit.errors import DamagedError, UsageError
-from streamkit.index import AGAIN
+from streamkit.guard import mend
 from streamkit.manifest import Manifest
 from streamkit.shards.tfrecord import masked
 from streamkit.storage import write_atomic
@@ -41,19 +41,25 @@ def record_places(path: Path) -> Iterator[tuple[int, int]]:
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below, after a message of our own for a missing file
     except FileNotFoundError:
-        raise DamagedError("this shard is missing", shard=path.name, hint=AGAIN) from None
+        raise DamagedError("this shard is missing", shard=path.name, hint=mend(path.parent)) from None
     with file:
         end = os.fstat(file.fileno()).st_size
         while at < end:
             head = os.pread(file.fileno(), _HEAD.size, at)
             if len(head) < _HEAD.size:
-                raise DamagedError("the file ends inside this record", shard=path.name, record=n, offset=at, hint=AGAIN)
+                raise DamagedError(
+                    "the file ends inside this record", shard=path.name, record=n, offset=at, hint=mend(path.parent)
+                )
             length, crc = _HEAD.unpack(head)
             if masked(crc32c(head[:8])) != crc:
-                raise DamagedError("the record's length is damaged", shard=path.name, record=n, offset=at, hint=AGAIN)
+                raise DamagedError(
+                    "the record's length is damaged", shard=path.name, record=n, offset=at, hint=mend(path.parent)
+                )
             size = _HEAD.size + length + 4
             if size > end - at:
-                raise DamagedError("the file ends inside this record", shard=path.name, record=n, offset=at, hint=AGAIN)
+                raise DamagedError(
+                    "the file ends inside this record", shard=path.name, record=n, offset=at, hint=mend(path.parent)
+                )
             yield at, size
             at += size
             n += 1
@@ -82,7 +88,7 @@ def write_dali_index(path: str | os.PathLike[str]) -> list[Path]:
                 raise DamagedError(
                     f"the file has {len(places)} records, the manifest says {shard.samples}",
                     shard=shard.file,
-                    hint=AGAIN,
+                    hint=mend(path),
                 )
             target = file.with_suffix(".idx")
             write_atomic(target, "".join(f"{at} {size}\n" for at, size in places).encode())

@@ -21,7 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkit.errors import DamagedError
-from streamkit.index import AGAIN, Index, numpy_of
+from streamkit.guard import mend
+from streamkit.index import Index, numpy_of
 from streamkit.manifest import Split
 from streamkit.order import Order
 
@@ -47,7 +48,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"the index cannot be read: {error}", path=path, hint=AGAIN) from None
+        raise DamagedError(f"the index cannot be read: {error}", path=path, hint=mend(path.parent)) from None
 
 
 def columns(root: Path, split: Split, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
