@@ -129,6 +129,7 @@ class Pictures:
                 at_least=None if size is None else decode_at_least(size, how),
                 accurate=size is not None and how in EXACT,
                 max_pixels=self.max_pixels,
+                mask=not is_image,
             )
         except image.BadImage as error:
             raise self.payloads.reader.damaged(row, str(error)) from None

@@ -33,14 +33,14 @@ class Field:
     """A named part of every sample.
 
     Attributes:
-        name: the field's name; no "/" because it is also the name of an HDF5 dataset.
+        name: the field's name. "objects/xmin" is the part `xmin` of `objects`, as TFDS and HDF5 spell it.
         kind: one of PAYLOAD_KINDS or COLUMN_KINDS.
         dtype: NumPy name of the decoded values ("uint8", "float32", ...).
         shape: shape of one decoded sample, None for an axis that varies. Images are (height, width, channels).
         encoding: how payload bytes are stored: "raw" (little-endian, C order), "zlib", an image format ("jpeg", "png",
             "webp", ..., or "mixed"), or for chunked HDF5 the filters in the order applied ("shuffle+gzip").
         chunk_rows: samples a chunk, for chunked HDF5; else None.
-        class_names: names of the classes 0, 1, ... for a label, else None.
+        class_names: names of the classes 0, 1, ... that the values of a label, or of an array of classes, are; else None.
     """
 
     name: str
@@ -52,14 +52,11 @@ class Field:
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if (
-            self.name in ("", ".", "..")
-            or "/" in self.name
-            or "\0" in self.name
-            or len(self.name.encode()) > MAX_NAME_NBYTES
-        ):
+        parts = self.name.split("/")
+        if not {"", ".", ".."}.isdisjoint(parts) or "\0" in self.name or len(self.name.encode()) > MAX_NAME_NBYTES:
             raise RefusedError(
-                f"{self.name[:80]!r} is no field name", hint='Names are 1 to 1024 bytes and hold no "/".'
+                f"{self.name[:80]!r} is no field name",
+                hint='Names are 1 to 1024 bytes, and so is each part between "/".',
             )
         if self.kind not in PAYLOAD_KINDS + COLUMN_KINDS:
             raise DamagedError(f"field {self.name!r} has the unknown kind {self.kind!r}")

@@ -201,7 +201,7 @@ def test_plain_names_are_one_part_of_a_path(name: str) -> None:
         {"schema__x__chunk_rows": -3},
         {"schema__label__class_names": "ab"},
         {"schema__label__class_names": [1, 2]},
-        {"schema__a/b": {"kind": "array", "dtype": "uint8", "shape": []}},
+        {"schema__a/../b": {"kind": "array", "dtype": "uint8", "shape": []}},
         {"format": "pickle"},
         {"format": None},
         {"options": None},

@@ -102,8 +102,8 @@ def probe(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
         return Info(FORMATS[picture.format], width, height, _n_channels(picture), orientation)
 
 
-def check(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
-    """Decode every byte once, a JPEG at its cheapest scale, so that the picture cannot fail later.
+def check(data: Any, max_pixels: int = MAX_PIXELS, mask: bool = False) -> Info:
+    """Decode every byte once, a JPEG at its cheapest scale, so that the picture (or `mask`) cannot fail later.
 
     Raises:
         BadImage, RefusedImage: as `probe`; also for data that is cut short or damaged further in.
@@ -116,7 +116,7 @@ def check(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
             raise BadImage(f"damaged JPEG: {error}") from None
     else:
         check_crcs(data)
-        decode(data, channels=3, max_pixels=max_pixels)
+        decode(data, channels=1 if mask else 3, max_pixels=max_pixels, mask=mask)
     return info
 
 
@@ -154,6 +154,7 @@ def decode(
     at_least: tuple[int, int] | None = None,
     accurate: bool = False,
     max_pixels: int = MAX_PIXELS,
+    mask: bool = False,
 ) -> Pixels:
     """Decode a picture.
 
@@ -164,16 +165,18 @@ def decode(
         n_stored: channels as stored, when known; 4 sends a JPEG (CMYK) through Pillow.
         at_least: (height, width) wanted upright; a JPEG is then decoded at the smallest scale not below it.
         accurate: take a JPEG's accurate DCT instead of the fast one.
+        max_pixels: limit on width x height.
+        mask: one channel of class numbers is wanted: of a palette the numbers, not their colours.
 
     Returns:
         uint8 (height, width, channels), upright. It may be a view of a buffer that the thread's next call overwrites.
 
     Raises:
-        BadImage: the bytes are damaged.
+        BadImage: the bytes are damaged, or a mask holds colours or 16-bit numbers.
         RefusedImage: more than `max_pixels` pixels.
     """
     if bytes(data[:3]) != _JPEG_MAGIC or n_stored == 4:
-        return _decode_pillow(data, channels, max_pixels)
+        return _decode_pillow(data, channels, max_pixels, mask)
     if orientation is None:
         orientation = _orientation(data)
     try:
@@ -234,12 +237,14 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _decode_pillow(data: Any, channels: int, max_pixels: int) -> Pixels:
+def _decode_pillow(data: Any, channels: int, max_pixels: int, mask: bool = False) -> Pixels:
     with _open(data, max_pixels) as picture:
         orientation = _exif(picture)
         try:
             picture.load()
-            pixels = _pixels(picture, channels)
+            pixels = _numbers(picture) if mask else _pixels(picture, channels)
+        except BadImage:
+            raise
         except Exception as error:  # Pillow's plugins raise many kinds on damaged data
             raise BadImage(f"damaged {picture.format}: {error or type(error).__name__}") from None
         return upright(pixels, orientation)
@@ -258,6 +263,18 @@ def _pixels(picture: Any, channels: int) -> Pixels:
     if picture.mode != wanted:
         picture = picture.convert(wanted)
     return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+
+def _numbers(picture: Any) -> Pixels:
+    """The class numbers of a mask, (height, width, 1); bilevel is 0 or 255."""
+    if picture.mode in ("P", "PA"):
+        return np.asarray(picture).reshape(picture.height, picture.width, -1)[:, :, :1]
+    if picture.mode.startswith("I;16"):
+        raise BadImage("a mask of 16-bit numbers, of which a picture holds the high byte; store it as .npy")
+    pixels = _pixels(picture, 1 if picture.mode in ("1", "L", "LA", "La") else 3)
+    if pixels.shape[2] == 3 and not (pixels == pixels[:, :, :1]).all():
+        raise BadImage("a mask of colours, which are no class numbers; store it as gray or palette")
+    return pixels[:, :, :1]
 
 
 def _open(data: Any, max_pixels: int) -> Any:

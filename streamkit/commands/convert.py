@@ -24,6 +24,8 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("out", metavar="OUT", help="folder to make")
     p.add_argument("--format", required=True, choices=("tfrecord", "hdf5"))
     p.add_argument("--split", metavar="NAME=F,...", help="stratified fractions, such as train=0.9,val=0.1")
+    p.add_argument("--labels", metavar="FILE", help="CSV, TSV, JSONL, Parquet, COCO json, VOC XML or folder of them")
+    p.add_argument("--masks", metavar="DIR", help="a mask for each picture, of the same path without suffix")
     p.add_argument("--encode", default="keep", metavar="HOW", help="keep (default), jpeg[:Q], png, webp[:Q] or raw")
     p.add_argument("--resize", metavar="N|HxW", help="short side N (never enlarges), or exactly HxW")
     p.add_argument(
@@ -62,6 +64,8 @@ def run(args: argparse.Namespace) -> None:
         shard_size=args.shard_size,
         workers=args.workers,
         seed=args.seed,
+        labels=args.labels,
+        masks=args.masks,
         max_pixels=size(args.max_pixels),
         on_bad=args.on_bad,
         overwrite=args.overwrite,

@@ -14,34 +14,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from streamkit.codecs import array as arrays
 from streamkit.codecs import image
-from streamkit.codecs.resize import resize
+from streamkit.codecs.resize import recolor, resize
 from streamkit.convert.options import Options
 from streamkit.schema import Field, Schema
 from streamkit.shards.record import MAX_RECORD_NBYTES, Record
-from streamkit.sources.listing import BadItem
+from streamkit.sources.listing import BadItem, Picture
 
 IMAGE_FACTS = ("width", "height", "channels", "orientation")
+_SIZE = "size"  # of the image in the source, upright; among the facts only while its record is made
 
 
-def storage_schema(schema: Schema, options: Options, compression: str) -> Schema:
+def storage_schema(schema: Schema, options: Options, compression: str, plain: Container[str] = ()) -> Schema:
     """How each field will be stored.
 
     Args:
         schema: the source's.
         options: the user's.
         compression: what --compression auto came to, or what was asked for: "none" or a codec.
+        plain: fields that are never compressed, because their samples are a few numbers.
     """
-    return Schema(tuple(_stored(field, options, compression) for field in schema))
+    return Schema(tuple(f if f.name in plain else _stored(f, options, compression) for f in schema))
 
 
 def _stored(field: Field, options: Options, compression: str) -> Field:
     if field.is_image and options.encode != "raw":
         encoding = options.encode.partition(":")[0]
+        if field.kind == "mask" and encoding != "keep":
+            encoding = "png"  # class numbers must not be lossy
         return dataclasses.replace(field, encoding="mixed" if encoding == "keep" else encoding)
     if field.is_image:
         field = dataclasses.replace(field, encoding="raw")
@@ -75,29 +79,56 @@ class Encoder:
         try:
             for name, value in payloads.items():
                 field = self.schema[name]
-                encode = self._image if field.is_image else self._array
+                encode = {"image": self._image, "mask": self._mask}.get(field.kind, self._array)
                 stored[name] = encode(field, value, facts)
         except image.BadImage as error:
             return BadItem(key, str(error), error.refused)
         except arrays.BadArray as error:
             return BadItem(key, str(error))
+        facts.pop(_SIZE, None)
         return Record(key, stored, dict(columns), facts)
 
     def _image(self, field: Field, data: Any, facts: dict[str, Any]) -> Any:
         options = self.options
-        if not options.reencodes:
+        if not options.reencodes and not isinstance(data, Picture):
             read = image.check if options.check == "decode" else image.probe
             info = read(data, options.max_pixels)
             facts.update(zip(IMAGE_FACTS, info[1:], strict=True))
-            facts["format"] = info.format
+            facts |= {"format": info.format, _SIZE: (info.height, info.width)}
+            return data
+        pixels, format = self._pixels(field, data, facts)
+        height, width = facts[_SIZE]
+        target = target_size(height, width, options)
+        if pixels.shape[:2] != target:
+            pixels = resize(pixels, target, "area" if target[0] < pixels.shape[0] else "bilinear")
+        name, _, quality = options.encode.partition(":")
+        if name == "keep":
+            name = "jpeg" if format == "jpeg" else "png"
+        n_channels = min(pixels.shape[2], 3) if name == "jpeg" else pixels.shape[2]
+        facts.update(zip(IMAGE_FACTS, (target[1], target[0], n_channels, 1), strict=True))
+        facts["format"] = name
+        if name == "raw":
+            return self._raw(field, pixels, facts)
+        try:
+            return image.encode(pixels, name, int(quality or (90 if name == "jpeg" else 100)))
+        except ValueError as error:  # every format has a largest side: JPEG 65500 pixels, WebP 16383
+            raise image.BadImage(f"{target[1]}x{target[0]} pixels cannot be stored as {name}: {error}") from None
+
+    def _pixels(self, field: Field, data: Any, facts: dict[str, Any]) -> tuple[Any, str]:
+        """Pixels, decoded at the smallest scale that suffices, and the format that they came in."""
+        options = self.options
+        if isinstance(data, Picture):
+            facts[_SIZE] = data.pixels.shape[:2]
+            if options.encode == "raw" and field.shape[-1] is not None:
+                return recolor(data.pixels, field.shape[-1]), data.format
             return data
         info = image.probe(data, options.max_pixels)
         image.check_crcs(data)
-        n_channels = 3 if info.format == "jpeg" and info.channels == 4 else info.channels
+        facts[_SIZE] = (info.height, info.width)
+        n_channels = stored_channels(info)
         if options.encode == "raw" and field.shape[-1] is not None:
             n_channels = field.shape[-1]
-        target = target_size(info.height, info.width, options)
-        resized = target != (info.height, info.width)
+        resized = target_size(info.height, info.width, options) != (info.height, info.width)
         pixels = image.decode(
             data,
             channels=n_channels,
@@ -106,22 +137,37 @@ class Encoder:
             accurate=resized,  # done once, seen in every epoch: whole, and the mean of all its pixels
             max_pixels=options.max_pixels,
         )
-        if pixels.shape[:2] != target:
-            pixels = resize(pixels, target, "area" if target[0] < pixels.shape[0] else "bilinear")
-        name, _, quality = options.encode.partition(":")
-        if name == "keep":
-            name = "jpeg" if info.format == "jpeg" else "png"
-        if name == "jpeg":
-            n_channels = min(n_channels, 3)
-        facts.update(zip(IMAGE_FACTS, (target[1], target[0], n_channels, 1), strict=True))
-        facts["format"] = name
-        if name == "raw":
-            facts[f"{field.name}.shape"] = pixels.shape
-            return self._stored(field, arrays.to_bytes(pixels.copy()))
-        try:
-            return image.encode(pixels, name, int(quality or (90 if name == "jpeg" else 100)))
-        except ValueError as error:  # every format has a largest side: JPEG 65500 pixels, WebP 16383
-            raise image.BadImage(f"{target[1]}x{target[0]} pixels cannot be stored as {name}: {error}") from None
+        return pixels, info.format
+
+    def _mask(self, field: Field, data: Any, facts: dict[str, Any]) -> Any:
+        """A mask is as large as its image, which came before it, and is never lossy."""
+        options = self.options
+        if isinstance(data, Picture):
+            pixels, size, format = data.pixels, data.pixels.shape[:2], data.format
+        else:
+            check = options.check == "decode" or options.reencodes
+            info = image.check(data, options.max_pixels, mask=True) if check else image.probe(data, options.max_pixels)
+            size, format = (info.height, info.width), info.format
+        if size != facts[_SIZE]:
+            raise image.BadImage(
+                "its mask is {}x{} pixels, the image {}x{} (height x width)".format(*size, *facts[_SIZE])
+            )
+        if not isinstance(data, Picture):
+            if not options.reencodes:
+                facts[f"{field.name}.format"] = format
+                return data
+            pixels = image.decode(data, channels=1, max_pixels=options.max_pixels, mask=True)
+        target = target_size(size[0], size[1], options)
+        if size != target:
+            pixels = resize(pixels, target, "nearest")
+        if options.encode == "raw":
+            return self._raw(field, pixels, facts)
+        facts[f"{field.name}.format"] = "png"
+        return image.encode(pixels, "png")
+
+    def _raw(self, field: Field, pixels: Any, facts: dict[str, Any]) -> Any:
+        facts[f"{field.name}.shape"] = pixels.shape
+        return self._stored(field, arrays.to_bytes(pixels.copy()))
 
     def _array(self, field: Field, value: Any, facts: dict[str, Any]) -> Any:
         if value.dtype != field.dtype and value.dtype.newbyteorder("=") != field.dtype:
@@ -151,14 +197,20 @@ def target_size(height: int, width: int, options: Options) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def stored_channels(info: image.Info) -> int:
+    """Channels of a picture's pixels: a CMYK JPEG becomes RGB."""
+    return 3 if info.format == "jpeg" and info.channels == 4 else info.channels
+
+
 def raw_image_field(field: Field, infos: Iterable[image.Info], options: Options) -> Field:
     """The field of pictures stored as raw pixels, from all their headers: one number of channels for all."""
     sizes: set[tuple[int, int]] = set()
     n_channels = 1
     for info in infos:
         sizes.add(target_size(info.height, info.width, options))
-        n_channels = max(n_channels, 3 if info.format == "jpeg" and info.channels == 4 else info.channels)
+        n_channels = max(n_channels, stored_channels(info))
     heights, widths = {h for h, _ in sizes}, {w for _, w in sizes}
+    n_channels = 1 if field.kind == "mask" else n_channels
     shape = (heights.pop() if len(heights) == 1 else None, widths.pop() if len(widths) == 1 else None, n_channels)
     return dataclasses.replace(field, shape=shape)
 
@@ -168,8 +220,11 @@ def final_schema(schema: Schema, facts: Sequence[Mapping[str, Any]]) -> Schema:
     fields = []
     for field in schema:
         if field.is_encoded_image:
-            formats = sorted({name for fact in facts for name in fact.get("format", ())})
+            own = "format" if field.kind == "image" else f"{field.name}.format"
+            formats = sorted({name for fact in facts for name in fact.get(own, ())})
             shape = tuple(_one({v for fact in facts for v in fact.get(n, ())}) for n in ("height", "width", "channels"))
+            if field.kind == "mask":
+                shape = (*shape[:2], 1)
             field = dataclasses.replace(field, shape=shape, encoding=formats[0] if len(formats) == 1 else "mixed")
         fields.append(field)
     return Schema(tuple(fields))

@@ -38,7 +38,7 @@ from streamkit.index import column, strings
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Shard, canonical
 from streamkit.schema import Schema
 from streamkit.shards.record import Places
-from streamkit.sources.listing import BadItem
+from streamkit.sources.listing import BadItem, Ragged, values_bytes
 from streamkit.storage import replacing, write_atomic
 
 
@@ -162,14 +162,17 @@ _SHARD = re.compile(r"[A-Za-z][A-Za-z0-9_]*-\d{5,}\.(tfrecord|h5)")
 
 
 def items_digest(
-    keys: Sequence[str], sizes: npt.NDArray[Any], columns: Mapping[str, npt.NDArray[Any]], schema: Schema
+    keys: Sequence[str],
+    sizes: npt.NDArray[Any],
+    columns: Mapping[str, npt.NDArray[Any] | Ragged],
+    schema: Schema,
 ) -> str:
-    """BLAKE3 digest (hex) of what a shard is made of: its items, their columns, and how they are stored."""
+    """BLAKE3 digest (hex) of what a shard is made of: its items, their columns and arrays, and how they are stored."""
     hasher = blake3.blake3(canonical(schema.to_json()).encode())
     hasher.update("\0".join(keys).encode())
     hasher.update(np.ascontiguousarray(sizes).tobytes())
     for _, values in sorted(columns.items()):
-        hasher.update(np.ascontiguousarray(values).tobytes())
+        hasher.update(values_bytes(values))
     return hasher.hexdigest()
 
 
@@ -202,8 +205,8 @@ def chunk_table(places: Places, file: str) -> pa.Table | None:
 def summarise(facts: Mapping[str, list[Any]]) -> dict[str, Any]:
     """Few facts of many items, for the schema and the statistics: distinct values where few, ranges of sizes."""
     out: dict[str, Any] = {}
-    for name in ("width", "height", "channels", "format", "orientation"):
-        if name in facts:
+    for name in facts:
+        if name in ("width", "height", "channels", "orientation") or name.endswith("format"):
             values = sorted(set(facts[name]))
             out[name] = values if len(values) <= 2 or name not in ("width", "height") else [values[0], values[-1]]
     if "width" in facts:

@@ -7,7 +7,7 @@ compression pays. Everything else is known from names and sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,23 +19,30 @@ from streamkit.convert.options import Options
 from streamkit.schema import Schema
 from streamkit.sources import BadItem, Listing, Source
 
+Headers = Sequence[image.Info | BadItem]
 
-def measure(source: Source, listing: Listing, options: Options) -> tuple[Schema, Any]:
-    """The storage schema, and expected bytes of each item where re-encoding changes them."""
+
+def measure(source: Source, listing: Listing, options: Options, infos: Headers | None = None) -> tuple[Schema, Any]:
+    """The storage schema, and expected bytes of each item where re-encoding changes them.
+
+    `infos`: what `headers` gave, if they were read already.
+    """
     compression = _compression(source, listing, options)
-    schema = storage_schema(listing.schema, options, compression)
+    schema = storage_schema(listing.schema, options, compression, listing.arrays)
     pictures = [f for f in schema if f.is_image]
     if not pictures or not options.reencodes:
         return schema, None
-    infos = _infos(source, listing, options)
+    infos = headers(source, listing, options) if infos is None else infos
     if options.encode == "raw":
-        good = [info for info in infos if info is not None]
+        good = [info for info in infos if isinstance(info, image.Info)]
         fields = {f.name: raw_image_field(f, good, options) for f in pictures}
         known = Schema(tuple(fields.get(f.name, f) for f in listing.schema))
-        schema = storage_schema(known, options, compression)  # only a shape that is known can be chunked
+        schema = storage_schema(
+            known, options, compression, listing.arrays
+        )  # only a shape that is known can be chunked
     sizes = listing.sizes.copy()
     for i, info in enumerate(infos):
-        if info is not None:
+        if isinstance(info, image.Info):
             height, width = target_size(info.height, info.width, options)
             if options.encode == "raw":
                 sizes[i] = height * width * (schema[pictures[0].name].shape[-1] or info.channels)
@@ -44,18 +51,20 @@ def measure(source: Source, listing: Listing, options: Options) -> tuple[Schema,
     return schema, sizes
 
 
-def _infos(source: Source, listing: Listing, options: Options) -> list[image.Info | None]:
-    """Headers of all pictures; None for bad ones, which pass 2 reports."""
-    out: list[image.Info | None] = []
+def headers(source: Source, listing: Listing, options: Options) -> list[image.Info | BadItem]:
+    """Headers of all pictures."""
+    out: list[image.Info | BadItem] = []
     for start in range(0, len(listing), 1024):
         keys = [listing.keys[i] for i in range(start, min(start + 1024, len(listing)))]
         for part in _same_split(keys, listing, start):
-            for sample in source.samples(part):
+            for key, sample in zip(part, source.samples(part), strict=True):
+                if isinstance(sample, BadItem):
+                    out.append(sample)
+                    continue
                 try:
-                    data = None if isinstance(sample, BadItem) else sample.payloads["image"]
-                    out.append(None if data is None else image.probe(data, options.max_pixels))
-                except image.BadImage:
-                    out.append(None)
+                    out.append(image.probe(sample.payloads["image"], options.max_pixels))
+                except image.BadImage as error:
+                    out.append(BadItem(key, str(error), error.refused))
     return out
 
 
@@ -73,7 +82,7 @@ def _compression(source: Source, listing: Listing, options: Options) -> str:
     """What --compression comes to: auto compresses arrays only where a sample of them shrinks by a quarter."""
     if options.compression != "auto":
         return options.compression
-    fields = [f for f in listing.schema if f.kind == "array"]
+    fields = [f for f in listing.schema if f.kind == "array" and f.name not in listing.arrays]
     if not fields or (options.format == "hdf5" and not all(f.fixed for f in fields)):
         return "none"
     step = max(1, len(listing) // 16)

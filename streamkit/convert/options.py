@@ -21,7 +21,10 @@ from streamkit.units import size
 
 @dataclass(frozen=True)
 class Options:
-    """Options that change the bytes of a dataset; the manifest holds them. See `streamkit convert --help`."""
+    """Options that change the bytes of a dataset; the manifest holds them. See `streamkit convert --help`.
+
+    `labels` and `masks` say that there are some; what they say is part of the source.
+    """
 
     format: str
     split: Mapping[str, float] | None = None
@@ -32,6 +35,9 @@ class Options:
     shard_size: str | int = "128MB"
     seed: int = 0
     max_pixels: int = MAX_PIXELS
+    labels: bool = False
+    masks: bool = False
+    group_by: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in ("tfrecord", "hdf5"):

@@ -39,6 +39,7 @@ def source_facts(listing: Listing) -> dict[str, Any]:
     pairs += [f"{bad.key}\0bad\n" for bad in listing.bad]
     pairs.sort()
     hasher.update("".join(pairs).encode())
+    hasher.update(listing.beside.encode())
     return {
         "items": len(listing) + len(listing.bad),
         "bytes": int(listing.sizes.sum()),

@@ -18,6 +18,7 @@ from typing import Any
 
 from streamkit.codecs import image
 from streamkit.convert.executor import Progress, run_here, run_in_pool
+from streamkit.convert.items import find_items
 from streamkit.convert.journal import Journal, Part, items_digest
 from streamkit.convert.measure import measure
 from streamkit.convert.options import Options, parse_split
@@ -28,7 +29,7 @@ from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
-from streamkit.sources import BadItem, Listing, Source, open_source
+from streamkit.sources import BadItem, Listing, Source
 from streamkit.storage import os_error
 
 
@@ -75,6 +76,8 @@ def convert(
     workers: int | None = None,
     seed: int = 0,
     max_pixels: int = image.MAX_PIXELS,
+    labels: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
     on_bad: str = "fail",
     overwrite: bool = False,
     dry_run: bool = False,
@@ -95,6 +98,9 @@ def convert(
         workers: processes; None takes one a core. Never changes the bytes written.
         seed: salts the order of samples and the choice of splits.
         max_pixels: larger pictures are refused.
+        labels: CSV, TSV, JSON Lines, Parquet, COCO json or Pascal VOC (file or folder): column `file`, or else the first,
+            names the item, the others become fields; several rows an item become variable-length fields `objects/NAME`.
+        masks: folder with a second picture for each, of the same path without suffix; the field `mask`.
         on_bad: "fail" (list every bad item, publish nothing) or "skip" (leave them out, list them in skipped.jsonl).
         overwrite: replace a dataset that is there; it stays until the new one is whole.
         dry_run: plan only; nothing is written.
@@ -112,7 +118,17 @@ def convert(
     if isinstance(split, str):
         split = parse_split(split)
     options = Options(
-        format, split, encode, None if resize is None else str(resize), compression, check, shard_size, seed, max_pixels
+        format=format,
+        split=split,
+        encode=encode,
+        resize=None if resize is None else str(resize),
+        compression=compression,
+        check=check,
+        shard_size=shard_size,
+        seed=seed,
+        max_pixels=max_pixels,
+        labels=labels is not None,
+        masks=masks is not None,
     )
     if on_bad not in ("fail", "skip"):
         raise UsageError(f"on_bad is {on_bad!r}, expected fail or skip")
@@ -121,13 +137,14 @@ def convert(
     src, final = Path(source), Path(os.path.abspath(out))
     _check_paths(src, final)
     finish_swap(final)
-    opened = open_source(src)
-    listing = opened.listing()
+    opened, listing, infos = find_items(
+        src, None if labels is None else Path(labels), None if masks is None else Path(masks), options
+    )
     if on_bad == "fail" and listing.bad and len(listing) == 0:
         raise bad_items(listing.bad, len(listing.bad))
     if len(listing) == 0:
         raise SourceError("no item to convert", path=src)
-    schema, sizes = measure(opened, listing, options)
+    schema, sizes = measure(opened, listing, options, infos)
     plan = make_plan(listing, options, shard_format(format).extension, sizes)
     report = Report(
         str(final),
@@ -176,6 +193,8 @@ def _remarks(schema: Schema, options: Options) -> Iterator[str]:
                 yield f"{field.name} is not compressed: arrays of many shapes lie flat in HDF5; TFRecord compresses them"
     if options.reencodes and not any(field.is_image for field in schema):
         yield "--encode and --resize act on pictures, and there are none"
+    if options.resize is not None and any(field.name.startswith("objects/") for field in schema):
+        yield "objects/... stay in pixels of the pictures as they were before --resize"
 
 
 def _finish(report: Report, started: float, **changes: Any) -> Report:
@@ -289,8 +308,9 @@ def write_shards(
                 continue
             keys = [listing.keys[i] for i in shard.rows.tolist()]
             columns = {name: values[shard.rows] for name, values in listing.columns.items()}
+            arrays = {name: values.take(shard.rows) for name, values in listing.arrays.items()}
             items = _items(shard, listing, schema)
-            yield Job(source, keys, columns, schema, options, journal.out, shard.file, keep_going, items)
+            yield Job(source, keys, columns, arrays, schema, options, journal.out, shard.file, keep_going, items)
 
     n_todo = len(plan.shards) - len(parts)
     n_workers = min(workers or len(os.sched_getaffinity(0)), n_todo)
@@ -308,5 +328,6 @@ def write_shards(
 
 
 def _items(shard: ShardPlan, listing: Listing, schema: Schema) -> str:
-    columns = {name: values[shard.rows] for name, values in listing.columns.items()}
+    columns: dict[str, Any] = {name: values[shard.rows] for name, values in listing.columns.items()}
+    columns |= {name: values.take(shard.rows) for name, values in listing.arrays.items()}
     return items_digest([listing.keys[i] for i in shard.rows.tolist()], listing.sizes[shard.rows], columns, schema)

@@ -26,7 +26,7 @@ from streamkit.index import column, strings
 from streamkit.manifest import WORK_FOLDER, Shard
 from streamkit.schema import Schema
 from streamkit.shards import Places, Record, shard_format
-from streamkit.sources.listing import BadItem, Source
+from streamkit.sources.listing import BadItem, Ragged, Sample, Source
 from streamkit.storage import replacing
 
 _FACT_TYPES = {"width": np.int32, "height": np.int32, "channels": np.uint8, "orientation": np.uint8}
@@ -34,11 +34,25 @@ _FACT_TYPES = {"width": np.int32, "height": np.int32, "channels": np.uint8, "ori
 
 @dataclass(frozen=True)
 class Job:
-    """One shard to write. `keep_going`: leave bad items out instead of giving the shard up; `items`: see `items_digest`."""
+    """One shard to write.
+
+    Attributes:
+        source: where its items come from.
+        keys: of its items, in record order.
+        columns: column field -> values, (n,).
+        arrays: payload field -> values, for those that the listing holds.
+        schema: how fields are stored.
+        options: the user's.
+        out: the dataset's folder.
+        file: the shard's name.
+        keep_going: leave bad items out instead of giving the shard up.
+        items: see `items_digest`.
+    """
 
     source: Source
     keys: Sequence[str]
     columns: Mapping[str, npt.NDArray[Any]]
+    arrays: Mapping[str, Ragged]
     schema: Schema
     options: Options
     out: Path
@@ -58,11 +72,7 @@ class Job:
             samples = self.source.samples(self.keys)
             for i, (key, sample) in enumerate(zip(self.keys, samples, strict=True)):
                 made: Record | BadItem = (
-                    sample
-                    if isinstance(sample, BadItem)
-                    else encoder.record(
-                        key, sample.payloads, {name: values[i] for name, values in self.columns.items()}
-                    )
+                    sample if isinstance(sample, BadItem) else self._record(encoder, i, key, sample)
                 )
                 if progress is not None:
                     progress(1)
@@ -85,6 +95,10 @@ class Job:
         index = index_table(self.schema, self.file, keys, columns, facts, places)
         write_part(self.out / WORK_FOLDER, part, index, chunk_table(places, self.file))
         return part
+
+    def _record(self, encoder: Encoder, i: int, key: str, sample: Sample) -> Record | BadItem:
+        payloads = {**sample.payloads, **{name: values[i] for name, values in self.arrays.items()}}
+        return encoder.record(key, payloads, {name: values[i] for name, values in self.columns.items()})
 
 
 class _GaveUp(Exception):

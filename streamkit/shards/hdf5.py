@@ -6,6 +6,8 @@
                              several axes vary
     columns                  NAME (N,); strings as flat bytes plus offsets
 
+"objects/xmin" is the dataset `xmin` of the group `objects`.
+
 h5py lays out the file; payload bytes of contiguous datasets are then written at their addresses, past libhdf5's lock.
 
     >>> FILTERS["gzip"]
@@ -124,6 +126,7 @@ def _make_room(path: Path, nbytes: int) -> None:
 def _create(file: Any, field: Field, rows: Sequence[Record]) -> int:
     """Create the datasets of one payload field; return the address [B] of its values, or -1 for chunked ones."""
     n = len(rows)
+    make_group(file, field.name)
     if field.chunk_rows is not None:
         _write_chunked(file, field, [row.payloads[field.name] for row in rows])
         return -1
@@ -148,8 +151,16 @@ def _create(file: Any, field: Field, rows: Sequence[Record]) -> int:
     if is_flat(field):
         described = {"dtype": field.dtype, "shape": [-1 if d is None else d for d in field.shape]}
         dataset.attrs["streamkit"] = np.bytes_(json.dumps(described | {"encoding": field.encoding}, sort_keys=True))
+    write_class_names(file, field, dataset)
     offset = dataset.id.get_offset()
     return -1 if offset is None else int(offset)
+
+
+def make_group(file: Any, name: str) -> None:
+    """Make the group that a field named "objects/xmin" lies in."""
+    group, _, _ = name.rpartition("/")
+    if group:
+        file.require_group(group)
 
 
 def _write_chunked(file: Any, field: Field, payloads: Sequence[Any]) -> None:
@@ -227,8 +238,10 @@ def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -
 
 def _dataset(file: Any, name: str) -> Any:
     """A dataset that lies in this file itself. ValueError for links and for values that other files hold."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name!r} is missing or a link")
+    parts = name.split("/")
+    for i in range(len(parts)):  # a link on the way leads out of the file as well
+        if not isinstance(file.get("/".join(parts[: i + 1]), getlink=True), h5py.HardLink):
+            raise ValueError(f"{name!r} is missing or a link")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
         raise ValueError(f"{name!r} is no dataset of this file's own")

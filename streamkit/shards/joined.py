@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 from streamkit.schema import Field, Schema
-from streamkit.shards.hdf5 import is_flat, write_class_names
+from streamkit.shards.hdf5 import is_flat, make_group, write_class_names
 
 
 def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -> None:
@@ -38,6 +38,7 @@ def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -
     total = sum(n for _, n in shards)
     with h5py.File(path, "w", libver="earliest") as out:
         for field in schema:
+            make_group(out, field.name)
             if is_flat(field) or field.kind == "string":
                 _join_flat(out, path.parent, field, shards)
                 continue
@@ -79,6 +80,7 @@ def _join_flat(out: Any, folder: Path, field: Field, shards: Sequence[tuple[str,
     dataset = _create_virtual(out, field.name, np.dtype(np.uint8), (sum(sizes),), sources)
     if described is not None:
         dataset.attrs["streamkit"] = described
+    write_class_names(out, field, dataset)
     out.create_dataset(f"{field.name}_offsets", data=np.concatenate(offsets))
     if shapes:
         out.create_dataset(f"{field.name}_shapes", data=np.concatenate(shapes))

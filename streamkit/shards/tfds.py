@@ -11,6 +11,7 @@ Source: tensorflow_datasets 4.9, core/proto/dataset_info.proto and feature.proto
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,16 +42,24 @@ def feature_json(field: Field) -> dict[str, Any]:
     return {"pythonClassName": f"{_PACKAGE}.tensor_feature.Tensor", "tensor": body}
 
 
+def features_json(fields: Iterable[Field], prefix: str = "") -> dict[str, Any]:
+    """Fields as features.json spells a dictionary of them; "objects/xmin" is `xmin` of the dictionary `objects`."""
+    parts: dict[str, list[Field]] = {}
+    for field in fields:
+        parts.setdefault(field.name[len(prefix) :].split("/")[0], []).append(field)
+    features = {
+        name: feature_json(own[0]) if own[0].name == prefix + name else features_json(own, f"{prefix}{name}/")
+        for name, own in parts.items()
+    }
+    return {"pythonClassName": f"{_PACKAGE}.features_dict.FeaturesDict", "featuresDict": {"features": features}}
+
+
 def _shape(shape: tuple[int | None, ...]) -> dict[str, Any]:
     return {"dimensions": [str(-1 if d is None else d) for d in shape]} if shape else {}
 
 
 def write_tfds_files(out: Path, manifest: Manifest) -> None:
     """Write dataset_info.json, features.json and label.labels.txt into the dataset's folder."""
-    features = {
-        "pythonClassName": f"{_PACKAGE}.features_dict.FeaturesDict",
-        "featuresDict": {"features": {f.name: feature_json(f) for f in manifest.schema}},
-    }
     info = {
         "name": "streamkit",
         "version": "1.0.0",
@@ -66,7 +75,7 @@ def write_tfds_files(out: Path, manifest: Manifest) -> None:
             for split in manifest.splits.values()
         ],
     }
-    write_atomic(out / "features.json", canonical(features).encode())
+    write_atomic(out / "features.json", canonical(features_json(manifest.schema)).encode())
     write_atomic(out / "dataset_info.json", canonical(info).encode())
     label = manifest.schema.label
     if label is not None and label.class_names is not None:

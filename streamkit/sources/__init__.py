@@ -3,6 +3,8 @@
 folder.py   images or .npy files, one a sample; class folders are labels
 table.py    rows of one .npy, .npz or .h5 file, or of x.npy + y.npy in a folder
 splits.py   split folders (train, val, ...), each a source of its own
+labelled.py a source with a label file beside it (labels.py, annotations.py, fields.py read it)
+masks.py    a source with a folder of masks beside it
 
 >>> type(open_source("sample_data/images")).__name__
 'SplitFolders'
@@ -23,8 +25,8 @@ from streamkit.storage import os_error
 __all__ = ["BadItem", "Listing", "Sample", "Source", "open_source"]
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
-    """The source at `path`.
+def open_source(path: str | os.PathLike[str], class_folders: bool = True) -> Source:
+    """The source at `path`. `class_folders`: whether its folders name classes.
 
     Raises:
         UsageError: the path does not exist, or is a file of a kind that is no source.
@@ -45,13 +47,14 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     try:
         splits = split_folders(root)
         if splits:
-            return SplitFolders(tuple((name, folder, _folder_source(root / folder)) for name, folder in splits))
-        return _folder_source(root)
+            parts = ((name, folder, _folder_source(root / folder, class_folders)) for name, folder in splits)
+            return SplitFolders(tuple(parts))
+        return _folder_source(root, class_folders)
     except OSError as error:
         raise os_error(error, error.filename or root) from error
 
 
-def _folder_source(root: Path) -> Source:
+def _folder_source(root: Path, class_folders: bool) -> Source:
     table = folder_table(root)
     if table is not None:
         return table
@@ -61,9 +64,9 @@ def _folder_source(root: Path) -> Source:
             f"both images ({found.n_images}) and .npy files ({found.n_arrays})", path=root, hint="Convert them apart."
         )
     if found.n_arrays:
-        return ArrayFolder(str(root), found)
+        return ArrayFolder(str(root), found, class_folders)
     if found.n_images or found.bad:
-        return ImageFolder(str(root), found)
+        return ImageFolder(str(root), found, class_folders)
     others = ", ".join(f"{n} x {ext or 'no extension'}" for ext, n in sorted(found.others.items())[:8])
     raise SourceError(
         f"no readable item: {others or 'the folder is empty'}",

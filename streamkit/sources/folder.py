@@ -113,9 +113,9 @@ def _labels(
     return items, np.fromiter((number[f] for f in folders), np.int64, len(folders)), tuple(names)
 
 
-def _listing(found: Found, items: Sequence[tuple[str, int]], payload: Field) -> Listing:
+def _listing(found: Found, items: Sequence[tuple[str, int]], payload: Field, class_folders: bool) -> Listing:
     bad = list(found.bad)
-    items, labels, names = _labels(items, bad)
+    items, labels, names = _labels(items, bad) if class_folders else (items, None, ())
     fields = [payload]
     if labels is not None:
         fields.append(Field("label", "label", "int64", (), class_names=names))
@@ -133,28 +133,35 @@ def _listing(found: Found, items: Sequence[tuple[str, int]], payload: Field) -> 
 class ImageFolder:
     """One picture a file; the payload is the file's bytes. What kind of picture it is, the bytes say.
 
-    `found`: what a walk met already; it does not travel to workers.
+    `found`: what a walk met already; it does not travel to workers. `class_folders`: whether folders name classes.
     """
 
     root: str
     found: Found | None = field(default=None, compare=False, repr=False)
+    class_folders: bool = True
 
     def listing(self) -> Listing:
         found = self.found or scan(self.root)
-        return _listing(found, found.images, Field("image", "image", "uint8", (None, None, None), "mixed"))
+        return _listing(
+            found, found.images, Field("image", "image", "uint8", (None, None, None), "mixed"), self.class_folders
+        )
 
     def __getstate__(self) -> dict[str, object]:
-        return {"root": self.root, "found": None}
+        return {"root": self.root, "found": None, "class_folders": self.class_folders}
+
+    def file(self, key: str) -> Path:
+        return Path(self.root, path_of(key))
 
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
         for key in keys:
             try:
-                yield Sample({"image": _read(f"{self.root}{os.sep}{path_of(key)}")})
+                yield Sample({"image": read_file(f"{self.root}{os.sep}{path_of(key)}")})
             except OSError as error:
                 yield BadItem(key, unreadable(error))
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """The whole file."""
     fd = os.open(path, os.O_RDONLY)  # a third of the cost of open()
     try:
         size = os.fstat(fd).st_size
@@ -180,11 +187,12 @@ def unreadable(error: OSError) -> str:
 class ArrayFolder:
     """One .npy a file. Shapes may differ (the field is then ragged); dtype and number of axes may not.
 
-    `found`: what a walk met already; it does not travel to workers.
+    `found`: what a walk met already; it does not travel to workers. `class_folders`: whether folders name classes.
     """
 
     root: str
     found: Found | None = field(default=None, compare=False, repr=False)
+    class_folders: bool = True
 
     def listing(self) -> Listing:
         found = self.found or scan(self.root)
@@ -209,14 +217,18 @@ class ArrayFolder:
                     reason = f"is {header.dtype} {header.shape}, but {good[0][0]} is {first.dtype} {first.shape}"
                     found.bad.append(BadItem(key, reason))
         if not headers:
-            return _listing(found, [], Field("array", "array", "uint8", ()))
+            return _listing(found, [], Field("array", "array", "uint8", ()), self.class_folders)
         shapes = np.array([h.shape for h in headers], np.int64).reshape(len(headers), -1)
         same = (shapes == shapes[0]).all(axis=0)
         shape = tuple(int(d) if s else None for d, s in zip(shapes[0], same, strict=True))
-        return _listing(found, good, Field("array", "array", headers[0].dtype.newbyteorder("=").name, shape))
+        payload = Field("array", "array", headers[0].dtype.newbyteorder("=").name, shape)
+        return _listing(found, good, payload, self.class_folders)
 
     def __getstate__(self) -> dict[str, object]:
-        return {"root": self.root, "found": None}
+        return {"root": self.root, "found": None, "class_folders": self.class_folders}
+
+    def file(self, key: str) -> Path:
+        return Path(self.root, path_of(key))
 
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
         for key in keys:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
@@ -28,8 +29,15 @@ class BadItem(NamedTuple):
     refused: bool = False
 
 
+class Picture(NamedTuple):
+    """Pixels that a source decoded itself, uint8 (height, width, channels), and the format that they came in."""
+
+    pixels: npt.NDArray[np.uint8]
+    format: str
+
+
 class Sample(NamedTuple):
-    """One opened item: payload field -> image file bytes or NumPy array. Its columns stand in the listing."""
+    """One opened item: payload field -> image file bytes, Picture or NumPy array. Its columns stand in the listing."""
 
     payloads: dict[str, Any]
 
@@ -55,6 +63,36 @@ class RowKeys(Sequence[str]):
 
 
 @dataclass(frozen=True)
+class Ragged:
+    """Arrays of many items, one behind the other.
+
+    Attributes:
+        values: (total, ...), all items' rows.
+        offsets: where each item's rows begin, and the end, int64 (n + 1,).
+
+    >>> boxes = Ragged(np.array([7, 8, 9]), np.array([0, 2, 2, 3]))
+    >>> boxes[0].tolist(), boxes.take(np.array([2, 1]))[0].tolist()
+    ([7, 8], [9])
+    """
+
+    values: npt.NDArray[Any]
+    offsets: Ints
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, i: int) -> npt.NDArray[Any]:
+        return self.values[self.offsets[i] : self.offsets[i + 1]]
+
+    def take(self, rows: Ints) -> Ragged:
+        """The arrays of these items, in this order."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        source = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
+        return Ragged(self.values[source], offsets)
+
+
+@dataclass(frozen=True)
 class Listing:
     """All items of a source.
 
@@ -63,25 +101,40 @@ class Listing:
         sizes: bytes of each item as it lies in the source, int64 (n,).
         schema: the fields. Image shapes are provisional ((None, None, None)) until the items are read.
         columns: column field -> its values, (n,); labels are int64 class numbers.
+        arrays: payload field -> its values, where the listing itself holds them: boxes and the like, from label files.
         split_names: names of the split folders, if there are any.
         split_of: number of each item's split in `split_names`, int64 (n,), or None.
         block: rows that should stay together because they are stored compressed together.
         bad: items that are bad already.
         notices: what the user should know: entries left out and why.
+        beside: digest of what was read beside the items (labels, masks), "" without any: part of the source's identity.
     """
 
     keys: Sequence[str]
     sizes: Ints
     schema: Schema
     columns: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    arrays: Mapping[str, Ragged] = field(default_factory=dict)
     split_names: tuple[str, ...] = ()
     split_of: Ints | None = None
     block: int = 1
     bad: tuple[BadItem, ...] = ()
     notices: tuple[str, ...] = ()
+    beside: str = ""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def take(self, rows: Ints) -> Listing:
+        """The listing of these items only, in this order; rows that lie together must stay so by themselves."""
+        return replace(
+            self,
+            keys=[self.keys[i] for i in rows.tolist()],
+            sizes=self.sizes[rows],
+            columns={name: values[rows] for name, values in self.columns.items()},
+            arrays={name: values.take(rows) for name, values in self.arrays.items()},
+            split_of=None if self.split_of is None else self.split_of[rows],
+        )
 
 
 class Source(Protocol):
@@ -94,6 +147,19 @@ class Source(Protocol):
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
         """Open the items of these keys, in this order."""
         ...
+
+    def file(self, key: str) -> Path | None:
+        """The file that this item is, or was cut from; None for rows of tables."""
+        ...
+
+
+def values_bytes(values: npt.NDArray[Any] | Ragged) -> bytes:
+    """Bytes that tell the values of a column or of arrays from others, for digests."""
+    if isinstance(values, Ragged):
+        return np.ascontiguousarray(values.offsets).tobytes() + np.ascontiguousarray(values.values).tobytes()
+    if values.dtype == object:
+        return "\0".join(map(str, values.tolist())).encode("utf-8", "surrogatepass")
+    return np.ascontiguousarray(values).tobytes()
 
 
 def key_of(path: str) -> str:

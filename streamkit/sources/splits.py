@@ -10,6 +10,7 @@ import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,10 @@ class SplitFolders:
         source = next(source for _, name, source in self.parts if name == folder)
         for sample in source.samples([key[len(folder) + 1 :] for key in keys]):
             yield sample._replace(key=f"{folder}/{sample.key}") if isinstance(sample, BadItem) else sample
+
+    def file(self, key: str) -> Path | None:
+        folder, _, inner = key.partition("/")
+        return next((source.file(inner) for _, name, source in self.parts if name == folder), None)
 
 
 @dataclass(frozen=True)

@@ -124,6 +124,9 @@ class Table:
             except OSError as error:  # a damaged HDF5 chunk
                 yield BadItem(key, f"cannot be read: {error}")
 
+    def file(self, key: str) -> None:
+        return None
+
     def _open(self) -> tuple[dict[str, Any], list[str]]:
         path = Path(self.paths[0])
         suffix = path.suffix.lower()
