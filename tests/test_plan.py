@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streamkit.convert.assign import key_hashes
 from streamkit.convert.options import Options, parse_split
-from streamkit.convert.plan import Plan, cut, key_hashes, make_plan
+from streamkit.convert.plan import Plan, cut, make_plan
 from streamkit.errors import UsageError
 from streamkit.schema import Field, Schema
 from streamkit.sources.listing import Listing

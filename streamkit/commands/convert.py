@@ -26,6 +26,13 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--split", metavar="NAME=F,...", help="stratified fractions, such as train=0.9,val=0.1")
     p.add_argument("--labels", metavar="FILE", help="CSV, TSV, JSONL, Parquet, COCO json, VOC XML or folder of them")
     p.add_argument("--masks", metavar="DIR", help="a mask for each picture, of the same path without suffix")
+    p.add_argument("--group-by", metavar="COLUMN", help="samples of equal values stay in one split")
+    p.add_argument(
+        "--on-duplicate",
+        default="keep",
+        choices=("keep", "drop", "fail"),
+        help="of samples of the same content: keep all (default; two splits are reported), drop all but one, or fail",
+    )
     p.add_argument("--encode", default="keep", metavar="HOW", help="keep (default), jpeg[:Q], png, webp[:Q] or raw")
     p.add_argument("--resize", metavar="N|HxW", help="short side N (never enlarges), or exactly HxW")
     p.add_argument(
@@ -66,6 +73,8 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         labels=args.labels,
         masks=args.masks,
+        group_by=args.group_by,
+        on_duplicate=args.on_duplicate,
         max_pixels=size(args.max_pixels),
         on_bad=args.on_bad,
         overwrite=args.overwrite,
@@ -77,4 +86,6 @@ def run(args: argparse.Namespace) -> None:
             say(f"note: {notice}")
         for bad in report.skipped:
             say(f"skipped {bad.key}: {bad.reason}")
+        for leak in report.leaks:
+            say(f"same content in two splits: {leak}")
     print(json.dumps(as_json(report), indent=1, sort_keys=True) if args.json else as_text(report))

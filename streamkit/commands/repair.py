@@ -26,6 +26,8 @@ def arguments(p: argparse.ArgumentParser) -> None:
     how = p.add_mutually_exclusive_group(required=True)
     how.add_argument("--source", metavar="SRC", help="what it was converted from, unchanged")
     how.add_argument("--drop", action="store_true", help="leave the damaged records out, and say which")
+    p.add_argument("--labels", metavar="FILE", help="the labels that the conversion was given, if it was")
+    p.add_argument("--masks", metavar="DIR", help="the masks that the conversion was given, if it was")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
 
 
@@ -36,6 +38,8 @@ def run(args: argparse.Namespace) -> None:
     done = repair(
         args.out,
         source=args.source,
+        labels=args.labels,
+        masks=args.masks,
         drop=args.drop,
         workers=args.workers,
         progress=None if args.quiet else progress_bar,

@@ -2,7 +2,7 @@
 
 >>> source, listing, _ = find_items(Path("sample_data/images"), None, None, Options("tfrecord"))
 >>> len(listing), listing.schema.label.class_names[:2]
-(60, ('blue', 'green'))
+(1840, ('circle', 'cross'))
 """
 
 from __future__ import annotations

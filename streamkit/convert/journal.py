@@ -51,21 +51,23 @@ class Part:
         facts: facts of its items, see `summarise`.
         bad: items left out.
         items: digest of what it was made of, see `items_digest`.
+        dropped: copies of other shards' samples were left out, which only holds while those are there.
     """
 
     shard: Shard
     facts: Mapping[str, Any]
     bad: tuple[BadItem, ...]
     items: str
+    dropped: bool = False
 
     def to_json(self) -> str:
-        return json.dumps({"shard": asdict(self.shard), "facts": self.facts, "bad": self.bad, "items": self.items})
+        return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: bytes) -> Part:
         data = json.loads(text)
         bad = tuple(BadItem(*item) for item in data["bad"])
-        return cls(Shard(**data["shard"]), data["facts"], bad, data["items"])
+        return cls(Shard(**data["shard"]), data["facts"], bad, data["items"], data["dropped"])
 
 
 class Journal:

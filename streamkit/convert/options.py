@@ -38,6 +38,7 @@ class Options:
     labels: bool = False
     masks: bool = False
     group_by: str | None = None
+    on_duplicate: str = "keep"
 
     def __post_init__(self) -> None:
         if self.format not in ("tfrecord", "hdf5"):
@@ -60,6 +61,8 @@ class Options:
             raise UsageError(f"compression is {self.compression!r}", hint=f"For {self.format} choose {choices}")
         if self.check not in ("decode", "header"):
             raise UsageError(f"check is {self.check!r}, expected decode or header")
+        if self.on_duplicate not in ("keep", "drop", "fail"):
+            raise UsageError(f"on_duplicate is {self.on_duplicate!r}, expected keep, drop or fail")
         if self.shard_nbytes < 1:
             raise UsageError(f"shard_size is {self.shard_size!r}, expected at least one byte")
         if self.split is not None:

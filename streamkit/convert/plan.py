@@ -14,12 +14,11 @@ an item belongs to hardly changes when items are added. Rows that the source sto
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from streamkit.convert.assign import assign_splits, item_hashes
 from streamkit.convert.options import Options
 from streamkit.errors import UsageError
 from streamkit.sources.listing import Ints, Listing
@@ -56,7 +55,7 @@ def make_plan(listing: Listing, options: Options, extension: str, sizes: Ints | 
     Raises:
         UsageError: fractions given for a source that has split folders, or a split that would be empty.
     """
-    hashes = key_hashes(listing.keys, options.seed, listing.block)
+    hashes = item_hashes(listing, options.seed)
     names, split_of = assign_splits(listing, options, hashes)
     sizes = listing.sizes if sizes is None else sizes
     order = np.lexsort((np.arange(len(listing)), hashes))
@@ -68,47 +67,6 @@ def make_plan(listing: Listing, options: Options, extension: str, sizes: Ints | 
         for i, part in enumerate(cut(rows, sizes[rows], options.shard_nbytes)):
             shards.append(ShardPlan(name, f"{name}-{i:05d}.{extension}", part))
     return Plan(tuple(names), tuple(shards))
-
-
-def key_hashes(keys: Sequence[str], seed: int, block: int = 1) -> Ints:
-    """63-bit hash of each key, salted by the seed; runs of `block` rows share the hash of their first."""
-    salt = str(seed).encode()[:64]
-    hashed = (
-        int.from_bytes(hashlib.blake2b(keys[i].encode(), digest_size=8, key=salt).digest(), "little") >> 1
-        for i in range(0, len(keys), block)
-    )
-    out = np.fromiter(hashed, np.int64, -(-len(keys) // block))
-    return np.repeat(out, block)[: len(keys)] if block > 1 else out
-
-
-def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Sequence[str], Ints]:
-    """Split names and the number of each item's split: folders if there are any, else fractions, else all "train"."""
-    if listing.split_of is not None:
-        if options.split is not None:
-            folders = ", ".join(listing.split_names)
-            raise UsageError(f"the source has split folders already ({folders})", hint="Leave --split out.")
-        return listing.split_names, listing.split_of
-    if options.split is None:
-        return ("train",), np.zeros(len(listing), np.int64)
-    names = sorted(options.split)  # the order they were written in must not matter: the manifest does not keep it
-    fractions = np.array([options.split[name] for name in names]) / sum(options.split.values())
-    label = listing.schema.label
-    classes = listing.columns["label"] if label is not None else np.zeros(len(listing), np.int64)
-    split_of = np.empty(len(listing), np.int64)
-    order = np.lexsort((hashes, classes))
-    starts = np.flatnonzero(np.r_[True, np.diff(classes[order]) != 0]) if len(order) else np.empty(0, np.int64)
-    owed = np.zeros(len(fractions))  # what each split is short of over the classes so far [samples]
-    for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
-        ideal = fractions * (stop - start)
-        counts = np.floor(ideal + 1e-9).astype(np.int64)
-        owed += ideal - counts
-        # Whoever is owed most is rounded up, so that fractions hold for the whole even when classes are tiny.
-        up = np.argsort(-owed, kind="stable")[: stop - start - counts.sum()]
-        counts[up] += 1
-        owed[up] -= 1
-        split_of[order[start:stop]] = np.repeat(np.arange(len(fractions)), counts)
-    written = tuple(options.split)
-    return written, np.array([written.index(name) for name in names])[split_of]
 
 
 def cut(rows: Ints, sizes: Ints, shard_nbytes: int) -> list[Ints]:

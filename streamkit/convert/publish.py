@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamkit import index
+from streamkit.convert.duplicates import COLUMN
 from streamkit.convert.encode import final_schema
 from streamkit.convert.journal import Journal, Part
 from streamkit.convert.options import Options
@@ -113,6 +114,8 @@ def index_tables(
     for file in files:
         table, chunks = journal.tables(file)
         table = table.replace_schema_metadata(None)
+        if COLUMN in table.column_names:
+            table = table.drop_columns([COLUMN])
         if upright and "orientation" in table.column_names:
             table = table.drop_columns(["orientation"])
         for name in chunked:  # chunk numbers count from the split's first shard

@@ -17,19 +17,20 @@ from pathlib import Path
 from typing import Any
 
 from streamkit.codecs import image
-from streamkit.convert.executor import Progress, run_here, run_in_pool
+from streamkit.convert.duplicates import Duplicate
+from streamkit.convert.executor import Progress
 from streamkit.convert.items import find_items
-from streamkit.convert.journal import Journal, Part, items_digest
+from streamkit.convert.journal import Journal
 from streamkit.convert.measure import measure
 from streamkit.convert.options import Options, parse_split
-from streamkit.convert.plan import Plan, ShardPlan, make_plan
+from streamkit.convert.plan import Plan, make_plan
 from streamkit.convert.publish import publish, source_facts
-from streamkit.convert.work import Job
+from streamkit.convert.writing import Writing, bad_items
 from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
-from streamkit.sources import BadItem, Listing, Source
+from streamkit.sources import BadItem
 from streamkit.storage import os_error
 
 
@@ -45,6 +46,7 @@ class Report:
         n_items: items found in the source.
         source_nbytes: their size [B].
         skipped: items left out, with reasons.
+        leaks: samples of the same content in two splits.
         notices: what was left in the source, and other remarks.
         seconds: wall time [s].
         already_done: the dataset was there, finished and unchanged.
@@ -59,6 +61,7 @@ class Report:
     skipped: tuple[BadItem, ...]
     notices: tuple[str, ...]
     seconds: float
+    leaks: tuple[Duplicate, ...] = ()
     already_done: bool = False
 
 
@@ -78,6 +81,8 @@ def convert(
     max_pixels: int = image.MAX_PIXELS,
     labels: str | os.PathLike[str] | None = None,
     masks: str | os.PathLike[str] | None = None,
+    group_by: str | None = None,
+    on_duplicate: str = "keep",
     on_bad: str = "fail",
     overwrite: bool = False,
     dry_run: bool = False,
@@ -101,6 +106,9 @@ def convert(
         labels: CSV, TSV, JSON Lines, Parquet, COCO json or Pascal VOC (file or folder): column `file`, or else the first,
             names the item, the others become fields; several rows an item become variable-length fields `objects/NAME`.
         masks: folder with a second picture for each, of the same path without suffix; the field `mask`.
+        group_by: a column; samples of equal values stay in one split.
+        on_duplicate: of samples of the same content, "keep" all (and report those in two splits), "drop" all but the one
+            of the lowest key, or "fail".
         on_bad: "fail" (list every bad item, publish nothing) or "skip" (leave them out, list them in skipped.jsonl).
         overwrite: replace a dataset that is there; it stays until the new one is whole.
         dry_run: plan only; nothing is written.
@@ -129,6 +137,8 @@ def convert(
         max_pixels=max_pixels,
         labels=labels is not None,
         masks=masks is not None,
+        group_by=group_by,
+        on_duplicate=on_duplicate,
     )
     if on_bad not in ("fail", "skip"):
         raise UsageError(f"on_bad is {on_bad!r}, expected fail or skip")
@@ -173,14 +183,16 @@ def convert(
             if done is not None:
                 journal.remove()
                 return _finish(report, started, manifest=done, already_done=True)
-            parts = write_shards(opened, listing, plan, schema, options, journal, workers, on_bad == "skip", progress)
+            writing = Writing(opened, listing, plan, schema, options, journal, workers, on_bad != "fail")
+            parts, copies = writing.run(progress)
             bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
             manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
             if overwrite:
                 swap(target, final)
     except OSError as error:
         raise os_error(error, error.filename or target) from error
-    return _finish(report, started, manifest=manifest, skipped=bad)
+    leaks = tuple(copy for copy in copies if copy.leaks)
+    return _finish(report, started, manifest=manifest, skipped=bad, leaks=leaks)
 
 
 def _remarks(schema: Schema, options: Options) -> Iterator[str]:
@@ -266,68 +278,3 @@ def swap(new: Path, final: Path) -> None:
         os.rename(final, old)
     os.rename(new, final)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def bad_items(bad: tuple[BadItem, ...], n_items: int) -> SourceError:
-    """The error that ends a conversion under --on-bad fail; `.bad` lists every item."""
-    first = "; ".join(f"{b.key}: {b.reason}" for b in bad[:3])
-    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    error = SourceError(
-        f"{len(bad)} of {n_items} items cannot be converted ({first}{more})",
-        hint="Nothing was published. Mend or remove them and run it again, or pass --on-bad skip.",
-    )
-    error.bad = tuple((b.key, b.reason) for b in bad)
-    return error
-
-
-def write_shards(
-    source: Source,
-    listing: Listing,
-    plan: Plan,
-    schema: Schema,
-    options: Options,
-    journal: Journal,
-    workers: int | None,
-    keep_going: bool,
-    progress: Callable[[int], Progress] | None,
-) -> dict[str, Part]:
-    """Write every shard that the journal does not have. Raises SourceError after the last one if items are bad."""
-    parts: dict[str, Part] = {}
-    for shard in plan.shards:
-        part = journal.finished(shard.file)
-        if part is not None and part.items == _items(shard, listing, schema) and (keep_going or not part.bad):
-            parts[shard.file] = part
-    tick = progress(len(listing)) if progress is not None else None
-    bad: list[BadItem] = [] if keep_going else list(listing.bad)
-
-    def jobs() -> Iterator[Job]:
-        for shard in plan.shards:
-            if shard.file in parts:
-                if tick is not None:
-                    tick(len(shard.rows))
-                continue
-            keys = [listing.keys[i] for i in shard.rows.tolist()]
-            columns = {name: values[shard.rows] for name, values in listing.columns.items()}
-            arrays = {name: values.take(shard.rows) for name, values in listing.arrays.items()}
-            items = _items(shard, listing, schema)
-            yield Job(source, keys, columns, arrays, schema, options, journal.out, shard.file, keep_going, items)
-
-    n_todo = len(plan.shards) - len(parts)
-    n_workers = min(workers or len(os.sched_getaffinity(0)), n_todo)
-    for result in run_here(jobs(), tick) if n_workers <= 1 else run_in_pool(jobs(), n_workers, tick):
-        if isinstance(result, Part):
-            parts[result.shard.file] = result
-        else:
-            bad += result
-    if bad:
-        raise bad_items(tuple(sorted(bad)), len(listing) + len(listing.bad))
-    for name in plan.splits:
-        if not any(parts[shard.file].shard.samples for shard in plan.shards if shard.split == name):
-            raise SourceError(f"no item of split {name!r} could be converted", hint="See why with --on-bad fail.")
-    return parts
-
-
-def _items(shard: ShardPlan, listing: Listing, schema: Schema) -> str:
-    columns: dict[str, Any] = {name: values[shard.rows] for name, values in listing.columns.items()}
-    columns |= {name: values.take(shard.rows) for name, values in listing.arrays.items()}
-    return items_digest([listing.keys[i] for i in shard.rows.tolist()], listing.sizes[shard.rows], columns, schema)

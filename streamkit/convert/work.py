@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streamkit.convert.duplicates import COLUMN, content_column, content_digest
 from streamkit.convert.encode import IMAGE_FACTS, Encoder
 from streamkit.convert.journal import Part, chunk_table, summarise, write_part
 from streamkit.convert.options import Options
@@ -47,6 +48,8 @@ class Job:
         file: the shard's name.
         keep_going: leave bad items out instead of giving the shard up.
         items: see `items_digest`.
+        compare: note a digest of each sample's content.
+        leave: copies to leave out, key -> reason; None before copies were looked for.
     """
 
     source: Source
@@ -59,6 +62,8 @@ class Job:
     file: str
     keep_going: bool
     items: str
+    compare: bool = False
+    leave: Mapping[str, str] | None = None
 
     def run(self, progress: Callable[[int], None] | None = None) -> Part:
         """Write the shard and its part. With bad items and not `keep_going`, nothing is written."""
@@ -67,6 +72,7 @@ class Job:
         keys: list[str] = []
         facts: dict[str, list[Any]] = {}
         rows: list[int] = []
+        contents: list[bytes] = []
 
         def records() -> Iterator[Record]:
             samples = self.source.samples(self.keys)
@@ -81,6 +87,8 @@ class Job:
                     continue
                 keys.append(key)
                 rows.append(i)
+                if self.compare and isinstance(sample, Sample):
+                    contents.append(content_digest(sample))
                 for name, value in made.facts.items():
                     facts.setdefault(name, []).append(value)
                 yield made
@@ -90,13 +98,19 @@ class Job:
             if bad and not self.keep_going:
                 raise _GaveUp(tuple(bad))
             shard = Shard(self.file, places.n, path.stat().st_size, file_digest(path))
-        part = Part(shard, summarise(facts), tuple(bad), self.items)
+        part = Part(shard, summarise(facts), tuple(bad), self.items, self.leave is not None)
         columns = {name: values[rows] for name, values in self.columns.items()}
         index = index_table(self.schema, self.file, keys, columns, facts, places)
+        if self.compare:
+            index = index.append_column(COLUMN, content_column(contents))
         write_part(self.out / WORK_FOLDER, part, index, chunk_table(places, self.file))
         return part
 
-    def _record(self, encoder: Encoder, i: int, key: str, sample: Sample) -> Record | BadItem:
+    def _record(self, encoder: Encoder, i: int, key: str, sample: Sample | BadItem) -> Record | BadItem:
+        if isinstance(sample, BadItem):
+            return sample
+        if self.leave is not None and key in self.leave:
+            return BadItem(key, self.leave[key])
         payloads = {**sample.payloads, **{name: values[i] for name, values in self.arrays.items()}}
         return encoder.record(key, payloads, {name: values[i] for name, values in self.columns.items()})
 

@@ -24,13 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from streamkit import index
+from streamkit.convert.items import find_items
 from streamkit.convert.journal import Journal, Part
-from streamkit.convert.measure import measure
+from streamkit.convert.measure import Headers, measure
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, ShardPlan, make_plan
 from streamkit.convert.publish import index_tables, source_facts, write_side_files
-from streamkit.convert.run import finish_swap, write_shards
+from streamkit.convert.run import finish_swap
 from streamkit.convert.work import file_digest
+from streamkit.convert.writing import Writing
 from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.health.check import Check, Progress
 from streamkit.health.drop import without_damaged
@@ -38,7 +40,7 @@ from streamkit.health.report import Problem
 from streamkit.manifest import WORK_FOLDER, Manifest, Split
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
-from streamkit.sources import BadItem, Listing, Source, open_source
+from streamkit.sources import BadItem, Listing, Source
 from streamkit.storage import os_error, sync_folder
 
 
@@ -67,6 +69,8 @@ def repair(
     path: str | os.PathLike[str],
     *,
     source: str | os.PathLike[str] | None = None,
+    labels: str | os.PathLike[str] | None = None,
+    masks: str | os.PathLike[str] | None = None,
     drop: bool = False,
     workers: int | None = None,
     progress: Callable[[int], Progress] | None = None,
@@ -77,6 +81,7 @@ def repair(
         path: the dataset's folder.
         source: what it was converted from: exactly the damaged shards and files are written again, byte for byte as they
             were.
+        labels, masks: what the conversion had beside the source, if it had.
         drop: instead, write a valid dataset without the damaged records, in the old one's place. They are listed in
             skipped.jsonl.
         workers: processes; None takes one a core.
@@ -102,7 +107,8 @@ def repair(
                 damaged = tuple(dict.fromkeys(problem.file for problem in problems))
                 lost: tuple[Problem, ...] = ()
                 if damaged and source is not None:
-                    _Again(root, manifest, Path(source), set(damaged), workers, progress).write()
+                    beside = (None if p is None else Path(p) for p in (labels, masks))
+                    _Again(root, manifest, Path(source), *beside, set(damaged), workers, progress).write()
                 elif damaged:
                     manifest, lost = without_damaged(root, manifest, check, set(damaged))
             finally:
@@ -122,6 +128,8 @@ class _Again:
         root: Path,
         manifest: Manifest,
         source: Path,
+        labels: Path | None,
+        masks: Path | None,
         damaged: set[str],
         workers: int | None,
         progress: Callable[[int], Progress] | None,
@@ -130,11 +138,11 @@ class _Again:
         self.workers, self.progress = workers, progress
         self.staging = root / WORK_FOLDER / "repair"
         self.options = _options(manifest)
-        self.source, self.listing = _same_source(source, manifest)
+        self.source, self.listing, self.infos = _same_items(source, labels, masks, self.options, manifest)
 
     def write(self) -> None:
         """Write everything in the staging folder, hold it to the manifest's digests, and move it."""
-        schema, sizes = measure(self.source, self.listing, self.options)
+        schema, sizes = measure(self.source, self.listing, self.options, self.infos)
         plan = make_plan(self.listing, self.options, shard_format(self.options.format).extension, sizes)
         shutil.rmtree(self.staging, ignore_errors=True)
         with Journal(self.staging, self.options.to_json()) as journal:
@@ -149,12 +157,14 @@ class _Again:
             self._side_files(parts)
 
     def _shards(self, plan: Plan, schema: Schema, journal: Journal) -> dict[str, Part]:
-        needed = tuple(shard for shard in plan.shards if self._needs(shard))
+        everything = self.options.on_duplicate == "drop"  # what is a copy is known from all shards only
+        needed = tuple(shard for shard in plan.shards if everything or self._needs(shard))
         some = replace(plan, splits=(), shards=needed)
         keep_going = self.manifest.skipped > 0
-        parts = write_shards(
-            self.source, self.listing, some, schema, self.options, journal, self.workers, keep_going, self.progress
+        writing = Writing(
+            self.source, self.listing, some, schema, self.options, journal, self.workers, keep_going
         )
+        parts, _ = writing.run(self.progress)
         there = {s.file: s for split in self.manifest.splits.values() for s in split.shards}
         for file, part in parts.items():
             if part.shard.samples and part.shard != there.get(file):
@@ -226,10 +236,14 @@ def _options(manifest: Manifest) -> Options:
     return Options(**options)
 
 
-def _same_source(path: Path, manifest: Manifest) -> tuple[Source, Listing]:
+def _same_items(
+    path: Path, labels: Path | None, masks: Path | None, options: Options, manifest: Manifest
+) -> tuple[Source, Listing, Headers | None]:
     """The source and its items; SourceError when they are not those that the dataset was made of."""
-    source = open_source(path)
-    listing = source.listing()
+    for name, given, wanted in (("labels", labels, options.labels), ("masks", masks, options.masks)):
+        if wanted and given is None:
+            raise UsageError(f"the dataset was made with --{name}", path=manifest.path, hint=f"Pass --{name} again.")
+    source, listing, infos = find_items(path, labels, masks, options)
     found = source_facts(listing)
     if found != manifest.source:
         said = manifest.source
@@ -239,4 +253,4 @@ def _same_source(path: Path, manifest: Manifest) -> tuple[Source, Listing]:
             path=path,
             hint="Bring back the items that changed, use --drop, or convert again.",
         )
-    return source, listing
+    return source, listing, infos

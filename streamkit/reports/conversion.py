@@ -35,6 +35,9 @@ def as_json(report: Report) -> dict[str, Any]:
         "splits": splits,
         "fields": schema.to_json(),
         "skipped": [{"key": b.key, "reason": b.reason} for b in report.skipped],
+        "leaks": [
+            {"key": d.key, "split": d.split, "first": d.first, "first_split": d.first_split} for d in report.leaks
+        ],
         "seconds": round(report.seconds, 3),
     }
 
@@ -58,4 +61,6 @@ def as_text(report: Report) -> str:
         f"{facts['samples']} samples{classes}{skipped}: {human(facts['source_bytes'])}{size_out} "
         f"in {report.seconds:.1f} s"
     )
+    if report.leaks:
+        tail += f"\n{len(report.leaks)} samples have the content of one in another split (see --on-duplicate)"
     return "\n\n".join([head, table(splits), schema_table(facts["fields"]), tail])

@@ -37,9 +37,13 @@ class Picture(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One opened item: payload field -> image file bytes, Picture or NumPy array. Its columns stand in the listing."""
+    """One opened item: payload field -> image file bytes, Picture or NumPy array. Its columns stand in the listing.
+
+    `content`: 16 bytes that are equal for equal content only, where the payloads are not what tells it; zeros for unknown.
+    """
 
     payloads: dict[str, Any]
+    content: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -104,6 +108,7 @@ class Listing:
         arrays: payload field -> its values, where the listing itself holds them: boxes and the like, from label files.
         split_names: names of the split folders, if there are any.
         split_of: number of each item's split in `split_names`, int64 (n,), or None.
+        parent: number of the item that each row was cut from, from 0 and ascending, int64 (n,), or None.
         block: rows that should stay together because they are stored compressed together.
         bad: items that are bad already.
         notices: what the user should know: entries left out and why.
@@ -117,6 +122,7 @@ class Listing:
     arrays: Mapping[str, Ragged] = field(default_factory=dict)
     split_names: tuple[str, ...] = ()
     split_of: Ints | None = None
+    parent: Ints | None = None
     block: int = 1
     bad: tuple[BadItem, ...] = ()
     notices: tuple[str, ...] = ()

@@ -1,0 +1,130 @@
+"""Pass 2: every shard of the plan gets written, by whatever executor; then bad items and identical content are judged.
+
+>>> bad_items((BadItem("a.jpg", "empty file"),), 3).exit_code
+3
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from streamkit.convert.duplicates import Duplicate, find_duplicates
+from streamkit.convert.executor import Progress, Result, run_here, run_in_pool
+from streamkit.convert.journal import Journal, Part, items_digest
+from streamkit.convert.options import Options
+from streamkit.convert.plan import Plan, ShardPlan
+from streamkit.convert.work import Job
+from streamkit.errors import SourceError
+from streamkit.schema import Schema
+from streamkit.sources import BadItem, Listing, Source
+
+
+@dataclass(frozen=True)
+class Writing:
+    """All shards of a plan: what they are made of, and where they are noted. `keep_going`: bad items are left out."""
+
+    source: Source
+    listing: Listing
+    plan: Plan
+    schema: Schema
+    options: Options
+    journal: Journal
+    workers: int | None
+    keep_going: bool
+
+    def run(self, progress: Callable[[int], Progress] | None) -> tuple[dict[str, Part], list[Duplicate]]:
+        """Write every shard that the journal does not have: the parts by file, and the copies that stay.
+
+        Raises:
+            SourceError: after the last shard, if items are bad or copies not wanted; `.bad` lists them all.
+        """
+        parts = {shard.file: part for shard in self.plan.shards if (part := self._finished(shard)) is not None}
+        tick = progress(len(self.listing)) if progress is not None else None
+        if tick is not None:
+            tick(sum(len(shard.rows) for shard in self.plan.shards if shard.file in parts))
+        bad: list[BadItem] = [] if self.keep_going else list(self.listing.bad)
+        todo = [shard for shard in self.plan.shards if shard.file not in parts]
+        for result in self._results(map(self._job, todo), len(todo), tick):
+            if isinstance(result, Part):
+                parts[result.shard.file] = result
+            else:
+                bad += result
+        if bad:
+            raise bad_items(bad, self._n_items)
+        copies = find_duplicates(self.plan, parts, self.journal) if self._compares else []
+        if copies and self.options.on_duplicate == "fail":
+            raise bad_items([copy.as_bad() for copy in copies], self._n_items)
+        if copies and self.options.on_duplicate == "drop":
+            parts |= self._without(copies)
+        self._check_splits(parts)
+        return parts, [] if self.options.on_duplicate == "drop" else copies
+
+    @property
+    def _n_items(self) -> int:
+        return len(self.listing) + len(self.listing.bad)
+
+    @property
+    def _compares(self) -> bool:
+        return len(self.plan.splits) > 1 or self.options.on_duplicate != "keep"
+
+    def _finished(self, shard: ShardPlan) -> Part | None:
+        part = self.journal.finished(shard.file)
+        if part is None or part.items != self._items(shard) or part.dropped or (part.bad and not self.keep_going):
+            return None
+        return part
+
+    def _job(self, shard: ShardPlan) -> Job:
+        return Job(
+            source=self.source,
+            keys=[self.listing.keys[i] for i in shard.rows.tolist()],
+            columns={name: values[shard.rows] for name, values in self.listing.columns.items()},
+            arrays={name: values.take(shard.rows) for name, values in self.listing.arrays.items()},
+            schema=self.schema,
+            options=self.options,
+            out=self.journal.out,
+            file=shard.file,
+            keep_going=self.keep_going,
+            items=self._items(shard),
+            compare=self._compares,
+        )
+
+    def _items(self, shard: ShardPlan) -> str:
+        listing = self.listing
+        beside: dict[str, Any] = {name: values[shard.rows] for name, values in listing.columns.items()}
+        beside |= {name: values.take(shard.rows) for name, values in listing.arrays.items()}
+        keys = [listing.keys[i] for i in shard.rows.tolist()]
+        return items_digest(keys, listing.sizes[shard.rows], beside, self.schema)
+
+    def _results(self, jobs: Iterator[Job], n: int, tick: Progress | None) -> Iterator[Result]:
+        n_workers = min(self.workers or len(os.sched_getaffinity(0)), n)
+        return run_here(jobs, tick) if n_workers <= 1 else run_in_pool(jobs, n_workers, tick)
+
+    def _without(self, copies: Iterable[Duplicate]) -> Mapping[str, Part]:
+        """Write the shards that hold copies again, without them."""
+        leave: dict[str, dict[str, str]] = {}
+        for copy in copies:
+            leave.setdefault(copy.file, {})[copy.key] = copy.as_bad().reason
+        todo = [shard for shard in self.plan.shards if shard.file in leave]
+        jobs = (replace(self._job(shard), keep_going=True, leave=leave[shard.file]) for shard in todo)
+        return {part.shard.file: part for part in self._results(jobs, len(todo), None) if isinstance(part, Part)}
+
+    def _check_splits(self, parts: Mapping[str, Part]) -> None:
+        for name in self.plan.splits:
+            if not any(parts[shard.file].shard.samples for shard in self.plan.shards if shard.split == name):
+                raise SourceError(f"no item of split {name!r} could be converted", hint="See why with --on-bad fail.")
+
+
+def bad_items(bad: Sequence[BadItem], n_items: int) -> SourceError:
+    """The error that ends a conversion under --on-bad fail; `.bad` lists every item."""
+    bad = sorted(bad)
+    first = "; ".join(f"{b.key}: {b.reason}" for b in bad[:3])
+    more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
+    error = SourceError(
+        f"{len(bad)} of {n_items} items cannot be converted ({first}{more})",
+        hint="Nothing was published. Mend or remove them and run it again, or pass --on-bad skip.",
+    )
+    error.bad = tuple((b.key, b.reason) for b in bad)
+    return error
