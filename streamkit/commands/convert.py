@@ -46,7 +46,12 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core); never changes the result")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="salts the order of samples and the splits")
     p.add_argument("--max-pixels", default="64M", metavar="N", help="larger pictures are refused (default 64M)")
-    p.add_argument("--on-bad", default="fail", choices=("fail", "skip"), help="what a bad item does (default: fail)")
+    p.add_argument(
+        "--on-bad",
+        default="fail",
+        choices=("fail", "skip", "quarantine"),
+        help="bad items: nothing is published (default), they are left out, or copied to OUT-quarantine as well",
+    )
     p.add_argument(
         "--overwrite", action="store_true", help="replace a dataset that is there, once the new one is whole"
     )

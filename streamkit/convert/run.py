@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,13 @@ from streamkit.convert.measure import measure
 from streamkit.convert.options import Options, parse_split
 from streamkit.convert.plan import Plan, make_plan
 from streamkit.convert.publish import publish, source_facts
+from streamkit.convert.quarantine import check_folder, folder_of, set_aside
 from streamkit.convert.writing import Writing, bad_items
 from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
-from streamkit.sources import BadItem
+from streamkit.sources import BadItem, Source
 from streamkit.storage import os_error
 
 
@@ -109,7 +110,8 @@ def convert(
         group_by: a column; samples of equal values stay in one split.
         on_duplicate: of samples of the same content, "keep" all (and report those in two splits), "drop" all but the one
             of the lowest key, or "fail".
-        on_bad: "fail" (list every bad item, publish nothing) or "skip" (leave them out, list them in skipped.jsonl).
+        on_bad: "fail" (list every bad item, publish nothing), "skip" (leave them out, list them in skipped.jsonl) or
+            "quarantine" (as skip, and copy their files to OUT-quarantine).
         overwrite: replace a dataset that is there; it stays until the new one is whole.
         dry_run: plan only; nothing is written.
         progress: called with the number of items, returns a function that is called with each number done.
@@ -140,12 +142,14 @@ def convert(
         group_by=group_by,
         on_duplicate=on_duplicate,
     )
-    if on_bad not in ("fail", "skip"):
-        raise UsageError(f"on_bad is {on_bad!r}, expected fail or skip")
+    if on_bad not in ("fail", "skip", "quarantine"):
+        raise UsageError(f"on_bad is {on_bad!r}, expected fail, skip or quarantine")
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}, expected at least 1")
     src, final = Path(source), Path(os.path.abspath(out))
     _check_paths(src, final)
+    if on_bad == "quarantine":
+        check_folder(src, final)
     finish_swap(final)
     opened, listing, infos = find_items(
         src, None if labels is None else Path(labels), None if masks is None else Path(masks), options
@@ -176,6 +180,7 @@ def convert(
             with Journal(final, options.to_json(), anew=True) as journal:
                 journal.remove()
         return _finish(report, started, manifest=done, already_done=True)
+    notices: list[str] = []
     target = final if not overwrite else final.with_name(f".{final.name}.new")
     try:
         with Journal(target, options.to_json(), anew=overwrite) as journal:
@@ -186,13 +191,27 @@ def convert(
             writing = Writing(opened, listing, plan, schema, options, journal, workers, on_bad != "fail")
             parts, copies = writing.run(progress)
             bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
+            if on_bad == "quarantine":
+                notices = list(_quarantine(bad, copies, opened, src, final))
             manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
             if overwrite:
                 swap(target, final)
     except OSError as error:
         raise os_error(error, error.filename or target) from error
-    leaks = tuple(copy for copy in copies if copy.leaks)
-    return _finish(report, started, manifest=manifest, skipped=bad, leaks=leaks)
+    leaks = tuple(copy for copy in copies if copy.leaks and options.on_duplicate == "keep")
+    return _finish(report, started, manifest=manifest, skipped=bad, leaks=leaks, notices=(*report.notices, *notices))
+
+
+def _quarantine(
+    bad: Sequence[BadItem], copies: Sequence[Duplicate], source: Source, src: Path, out: Path
+) -> Iterator[str]:
+    """Copy bad files aside; remarks. A dropped copy of a good sample is not bad."""
+    dropped = {copy.key for copy in copies}
+    n_copied, n_left = set_aside([item for item in bad if item.key not in dropped], source, src, out)
+    if n_copied:
+        yield f"{n_copied} bad files were copied to {folder_of(out)}"
+    if n_left:
+        yield f"{n_left} bad items have no file that can be copied"
 
 
 def _remarks(schema: Schema, options: Options) -> Iterator[str]:

@@ -36,7 +36,7 @@ class Writing:
     keep_going: bool
 
     def run(self, progress: Callable[[int], Progress] | None) -> tuple[dict[str, Part], list[Duplicate]]:
-        """Write every shard that the journal does not have: the parts by file, and the copies that stay.
+        """Write every shard that the journal does not have: the parts by file, and the copies there were.
 
         Raises:
             SourceError: after the last shard, if items are bad or copies not wanted; `.bad` lists them all.
@@ -60,7 +60,7 @@ class Writing:
         if copies and self.options.on_duplicate == "drop":
             parts |= self._without(copies)
         self._check_splits(parts)
-        return parts, [] if self.options.on_duplicate == "drop" else copies
+        return parts, copies
 
     @property
     def _n_items(self) -> int:
@@ -124,7 +124,7 @@ def bad_items(bad: Sequence[BadItem], n_items: int) -> SourceError:
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     error = SourceError(
         f"{len(bad)} of {n_items} items cannot be converted ({first}{more})",
-        hint="Nothing was published. Mend or remove them and run it again, or pass --on-bad skip.",
+        hint="Nothing was published. Mend or remove them and run it again, or pass --on-bad skip or quarantine.",
     )
     error.bad = tuple((b.key, b.reason) for b in bad)
     return error
