@@ -102,6 +102,11 @@ def probe(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
         return Info(FORMATS[picture.format], width, height, _n_channels(picture), orientation)
 
 
+def pixel_channels(info: Info) -> int:
+    """Channels of a picture's pixels: a CMYK JPEG becomes RGB."""
+    return 3 if info.format == "jpeg" and info.channels == 4 else info.channels
+
+
 def check(data: Any, max_pixels: int = MAX_PIXELS, mask: bool = False) -> Info:
     """Decode every byte once, a JPEG at its cheapest scale, so that the picture (or `mask`) cannot fail later.
 

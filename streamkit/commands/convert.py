@@ -35,6 +35,9 @@ def arguments(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--encode", default="keep", metavar="HOW", help="keep (default), jpeg[:Q], png, webp[:Q] or raw")
     p.add_argument("--resize", metavar="N|HxW", help="short side N (never enlarges), or exactly HxW")
+    p.add_argument("--tile", metavar="HxW", help="cut pictures into tiles, the last one shifted inwards")
+    p.add_argument("--window", type=int, metavar="N", help="cut .npy arrays into windows of N rows")
+    p.add_argument("--stride", metavar="HxW|M", help="from one tile or window to the next (default: side by side)")
     p.add_argument(
         "--compression",
         default="auto",
@@ -71,6 +74,9 @@ def run(args: argparse.Namespace) -> None:
         split=None if args.split is None else parse_split(args.split),
         encode=args.encode,
         resize=args.resize,
+        tile=args.tile,
+        window=args.window,
+        stride=args.stride,
         compression=args.compression,
         check=args.check,
         shard_size=args.shard_size,

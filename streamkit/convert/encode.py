@@ -125,7 +125,7 @@ class Encoder:
         info = image.probe(data, options.max_pixels)
         image.check_crcs(data)
         facts[_SIZE] = (info.height, info.width)
-        n_channels = stored_channels(info)
+        n_channels = image.pixel_channels(info)
         if options.encode == "raw" and field.shape[-1] is not None:
             n_channels = field.shape[-1]
         resized = target_size(info.height, info.width, options) != (info.height, info.width)
@@ -197,18 +197,13 @@ def target_size(height: int, width: int, options: Options) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def stored_channels(info: image.Info) -> int:
-    """Channels of a picture's pixels: a CMYK JPEG becomes RGB."""
-    return 3 if info.format == "jpeg" and info.channels == 4 else info.channels
-
-
 def raw_image_field(field: Field, infos: Iterable[image.Info], options: Options) -> Field:
     """The field of pictures stored as raw pixels, from all their headers: one number of channels for all."""
     sizes: set[tuple[int, int]] = set()
     n_channels = 1
     for info in infos:
         sizes.add(target_size(info.height, info.width, options))
-        n_channels = max(n_channels, stored_channels(info))
+        n_channels = max(n_channels, image.pixel_channels(info))
     heights, widths = {h for h, _ in sizes}, {w for _, w in sizes}
     n_channels = 1 if field.kind == "mask" else n_channels
     shape = (heights.pop() if len(heights) == 1 else None, widths.pop() if len(widths) == 1 else None, n_channels)

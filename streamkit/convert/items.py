@@ -1,6 +1,6 @@
 """What a conversion converts: the source with its labels and masks beside it, and columns that collide settled.
 
->>> source, listing, _ = find_items(Path("sample_data/images"), None, None, Options("tfrecord"))
+>>> listing = find_items(Path("sample_data/images"), None, None, Options("tfrecord")).listing
 >>> len(listing), listing.schema.label.class_names[:2]
 (1840, ('circle', 'cross'))
 """
@@ -10,39 +10,81 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from streamkit.codecs import image
 from streamkit.convert.encode import target_size
-from streamkit.convert.measure import Headers, headers
 from streamkit.convert.options import Options
 from streamkit.errors import UsageError
 from streamkit.schema import Schema
 from streamkit.sources import Listing, Source, open_source
 from streamkit.sources.fields import INDEX_COLUMNS, free_name, reserved
+from streamkit.sources.folder import ArrayFolder, Found
+from streamkit.sources.headers import Headers, read_headers
 from streamkit.sources.labelled import Labelled, gives_label
 from streamkit.sources.labels import read_labels
+from streamkit.sources.listing import Ints, key_of
 from streamkit.sources.masks import Masked
+from streamkit.sources.tiles import Tiled
+from streamkit.sources.windows import Windowed
 
 
-def find_items(
-    src: Path, labels: Path | None, masks: Path | None, options: Options
-) -> tuple[Source, Listing, Headers | None]:
-    """The source, its items, and the headers of its pictures where they had to be read."""
+class Items(NamedTuple):
+    """What is converted.
+
+    Attributes:
+        source: where samples come from.
+        listing: the items, cut as asked.
+        infos: headers of their pictures, where they had to be read.
+        sizes: expected stored bytes of each, int64 (n,), where the listing's own are not.
+    """
+
+    source: Source
+    listing: Listing
+    infos: Headers | None = None
+    sizes: Ints | None = None
+
+
+def find_items(src: Path, labels: Path | None, masks: Path | None, options: Options) -> Items:
+    """The source with everything beside it.
+
+    Raises:
+        UsageError: a path that does not exist, masks inside the source, or nothing there that could be cut as asked.
+        SourceError: labels that cannot be read.
+    """
     read = None if labels is None else read_labels(labels)
-    source = open_source(src, class_folders=read is None or not gives_label(read))
+    source: Source = _open(src, options, class_folders=read is None or not gives_label(read))
     if labels is not None:
         source = Labelled(source, str(src), str(labels), options.group_by, read)
     if masks is not None:
         _check_masks(src, masks)
         source = Masked(source, str(masks))
+    if options.window is not None:
+        source = Windowed(source, options.window, options.window_stride)
     listing = source.listing()
-    infos = None
-    if len(listing) and _needs_headers(listing):
-        infos = headers(source, listing, options)
+    infos = sizes = None
+    if options.window is not None:
+        sizes = np.full(len(listing), listing.schema["array"].sample_nbytes)
+    if options.tile is not None or _needs_headers(listing):
+        infos = read_headers(source, listing, options.max_pixels) if "image" in listing.schema else []
+    if options.tile is not None:
+        source = Tiled(source, options.tile_size, options.tile_stride, options.max_pixels)
+        if infos is None or "image" not in listing.schema:
+            raise UsageError("tiles are cut from pictures, and there are none", path=src)
+        listing, infos, sizes = source.cut(listing, infos)
+    if infos is not None and _needs_headers(listing):
         listing = settle(listing, infos, options)
-    return source, listing, infos
+    return Items(source, listing, infos, sizes)
+
+
+def _open(src: Path, options: Options, class_folders: bool) -> Source:
+    """The source itself; with --window, one .npy is an array of its own and not a table of rows."""
+    if options.window is not None and src.is_file() and src.suffix.lower() == ".npy":
+        found = Found(arrays=[(key_of(src.name), src.stat().st_size)])
+        return ArrayFolder(str(src.parent), found, class_folders=False)
+    return open_source(src, class_folders)
 
 
 def _check_masks(src: Path, masks: Path) -> None:

@@ -7,32 +7,28 @@ compression pays. Everything else is known from names and sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
-
 import numpy as np
 
 from streamkit.codecs import array as arrays
 from streamkit.codecs import image
 from streamkit.convert.encode import raw_image_field, storage_schema, target_size
+from streamkit.convert.items import Items
 from streamkit.convert.options import Options
 from streamkit.schema import Schema
 from streamkit.sources import BadItem, Listing, Source
+from streamkit.sources.headers import read_headers
+from streamkit.sources.listing import Ints
 
-Headers = Sequence[image.Info | BadItem]
 
-
-def measure(source: Source, listing: Listing, options: Options, infos: Headers | None = None) -> tuple[Schema, Any]:
-    """The storage schema, and expected bytes of each item where re-encoding changes them.
-
-    `infos`: what `headers` gave, if they were read already.
-    """
+def measure(items: Items, options: Options) -> tuple[Schema, Ints | None]:
+    """The storage schema, and expected bytes of each item where they are not those of the source."""
+    source, listing = items.source, items.listing
     compression = _compression(source, listing, options)
     schema = storage_schema(listing.schema, options, compression, listing.arrays)
     pictures = [f for f in schema if f.is_image]
     if not pictures or not options.reencodes:
-        return schema, None
-    infos = headers(source, listing, options) if infos is None else infos
+        return schema, items.sizes
+    infos = read_headers(source, listing, options.max_pixels) if items.infos is None else items.infos
     if options.encode == "raw":
         good = [info for info in infos if isinstance(info, image.Info)]
         fields = {f.name: raw_image_field(f, good, options) for f in pictures}
@@ -40,7 +36,7 @@ def measure(source: Source, listing: Listing, options: Options, infos: Headers |
         schema = storage_schema(
             known, options, compression, listing.arrays
         )  # only a shape that is known can be chunked
-    sizes = listing.sizes.copy()
+    sizes = (listing.sizes if items.sizes is None else items.sizes).copy()
     for i, info in enumerate(infos):
         if isinstance(info, image.Info):
             height, width = target_size(info.height, info.width, options)
@@ -49,33 +45,6 @@ def measure(source: Source, listing: Listing, options: Options, infos: Headers |
             else:  # re-encoded at about the same bits a pixel
                 sizes[i] = max(512, sizes[i] * height * width // (info.height * info.width))
     return schema, sizes
-
-
-def headers(source: Source, listing: Listing, options: Options) -> list[image.Info | BadItem]:
-    """Headers of all pictures."""
-    out: list[image.Info | BadItem] = []
-    for start in range(0, len(listing), 1024):
-        keys = [listing.keys[i] for i in range(start, min(start + 1024, len(listing)))]
-        for part in _same_split(keys, listing, start):
-            for key, sample in zip(part, source.samples(part), strict=True):
-                if isinstance(sample, BadItem):
-                    out.append(sample)
-                    continue
-                try:
-                    out.append(image.probe(sample.payloads["image"], options.max_pixels))
-                except image.BadImage as error:
-                    out.append(BadItem(key, str(error), error.refused))
-    return out
-
-
-def _same_split(keys: list[str], listing: Listing, start: int) -> Iterator[list[str]]:
-    """`keys` cut where the split changes: sources of split folders read one folder at a time."""
-    if listing.split_of is None:
-        yield keys
-        return
-    numbers = listing.split_of[start : start + len(keys)]
-    for part in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(numbers)) + 1):
-        yield [keys[i] for i in part]
 
 
 def _compression(source: Source, listing: Listing, options: Options) -> str:

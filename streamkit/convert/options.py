@@ -39,6 +39,9 @@ class Options:
     masks: bool = False
     group_by: str | None = None
     on_duplicate: str = "keep"
+    tile: str | None = None
+    window: int | None = None
+    stride: str | None = None
 
     def __post_init__(self) -> None:
         if self.format not in ("tfrecord", "hdf5"):
@@ -49,6 +52,7 @@ class Options:
             raise UsageError(f"encode is {self.encode!r}", hint="Choose keep, jpeg[:1-100], png, webp[:1-100] or raw")
         if self.resize is not None and not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)?", str(self.resize)):
             raise UsageError(f"resize is {self.resize!r}", hint="Write N for the short side, or HxW")
+        self._check_cuts()
         codecs = {
             "tfrecord": (r"auto|none|zlib(:[1-9])?", "auto, none or zlib[:1-9]"),
             "hdf5": (
@@ -68,6 +72,20 @@ class Options:
         if self.split is not None:
             self._check_split(self.split)
 
+    def _check_cuts(self) -> None:
+        if self.tile is not None and not re.fullmatch(_SIZE, self.tile):
+            raise UsageError(f"tile is {self.tile!r}", hint="Write HxW, such as 512x512")
+        if self.window is not None and self.window < 1:
+            raise UsageError(f"window is {self.window!r}, expected at least one row")
+        if self.tile is not None and self.window is not None:
+            raise UsageError("tile cuts pictures and window cuts arrays", hint="Choose one of them")
+        if self.stride is not None:
+            pattern = _SIZE if self.tile is not None else r"[1-9]\d*"
+            if self.tile is None and self.window is None:
+                raise UsageError("stride goes with tile or window")
+            if not re.fullmatch(pattern, self.stride):
+                raise UsageError(f"stride is {self.stride!r}", hint="Write HxW for tiles, a number of rows for windows")
+
     @staticmethod
     def _check_split(split: Mapping[str, float]) -> None:
         if not split or not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) for name in split):
@@ -83,26 +101,48 @@ class Options:
     @property
     def reencodes(self) -> bool:
         """True when pictures do not pass through untouched."""
-        return self.encode != "keep" or self.resize is not None
+        return self.encode != "keep" or self.resize is not None or self.tile is not None
 
     @property
     def exact_size(self) -> tuple[int, int] | None:
         """(height, width) of --resize HxW, or None."""
         if self.resize is None or "x" not in str(self.resize):
             return None
-        height, width = str(self.resize).split("x")
-        return int(height), int(width)
+        return _height_width(self.resize)
 
     @property
     def short_side(self) -> int | None:
         """N of --resize N, or None."""
         return int(self.resize) if self.resize is not None and "x" not in str(self.resize) else None
 
+    @property
+    def tile_size(self) -> tuple[int, int]:
+        """(height, width) of a tile [pixel]."""
+        return _height_width(str(self.tile))
+
+    @property
+    def tile_stride(self) -> tuple[int, int]:
+        """(down, right) from one tile to the next [pixel]; its own size by default."""
+        return _height_width(str(self.stride or self.tile))
+
+    @property
+    def window_stride(self) -> int:
+        """Rows from one window to the next; its own length by default."""
+        return int(self.stride or self.window or 1)
+
     def to_json(self) -> dict[str, Any]:
         out = asdict(self)
         out["split"] = None if self.split is None else dict(self.split)
         out["shard_size"] = self.shard_nbytes
         return out
+
+
+_SIZE = r"[1-9]\d*x[1-9]\d*"
+
+
+def _height_width(text: str) -> tuple[int, int]:
+    height, width = text.split("x")
+    return int(height), int(width)
 
 
 def parse_split(text: str) -> dict[str, float]:

@@ -74,6 +74,9 @@ def convert(
     split: Mapping[str, float] | str | None = None,
     encode: str = "keep",
     resize: str | int | None = None,
+    tile: str | None = None,
+    window: int | None = None,
+    stride: str | int | None = None,
     compression: str = "auto",
     check: str = "decode",
     shard_size: str | int = "128MB",
@@ -97,7 +100,11 @@ def convert(
         format: "tfrecord" or "hdf5".
         split: fractions by name, {"train": 0.9, "val": 0.1} or "train=0.9,val=0.1"; split folders are found by themselves.
         encode: "keep" (bytes untouched), "jpeg[:Q]", "png", "webp[:Q]" or "raw".
-        resize: N (short side, never enlarged) or "HxW".
+        resize: N (short side, never enlarged) or "HxW"; of tiles, after they were cut.
+        tile: "HxW", cuts pictures into tiles: keys `path#y,x`, columns tile_y and tile_x, all of a picture in one split.
+        window: rows, cuts .npy arrays along axis 0: keys `path#start`, column window_start, all of a file in one split.
+        stride: "HxW" from one tile to the next, or rows from one window to the next; by default they lie side by side.
+            The last one is shifted inwards.
         compression: of arrays: "auto", "none", "zlib[:L]" (tfrecord), "gzip[:L]", "lzf", "zstd[:L]", "lz4", "blosc2" (hdf5).
         check: "decode" (every byte is decoded once) or "header".
         shard_size: wanted size of a shard, such as "128MB".
@@ -132,6 +139,9 @@ def convert(
         split=split,
         encode=encode,
         resize=None if resize is None else str(resize),
+        tile=tile,
+        window=window,
+        stride=None if stride is None else str(stride),
         compression=compression,
         check=check,
         shard_size=shard_size,
@@ -151,14 +161,14 @@ def convert(
     if on_bad == "quarantine":
         check_folder(src, final)
     finish_swap(final)
-    opened, listing, infos = find_items(
-        src, None if labels is None else Path(labels), None if masks is None else Path(masks), options
-    )
+    beside = [None if path is None else Path(path) for path in (labels, masks)]
+    items = find_items(src, beside[0], beside[1], options)
+    opened, listing = items.source, items.listing
     if on_bad == "fail" and listing.bad and len(listing) == 0:
         raise bad_items(listing.bad, len(listing.bad))
     if len(listing) == 0:
         raise SourceError("no item to convert", path=src)
-    schema, sizes = measure(opened, listing, options, infos)
+    schema, sizes = measure(items, options)
     plan = make_plan(listing, options, shard_format(format).extension, sizes)
     report = Report(
         str(final),

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from streamkit import index
-from streamkit.convert.items import find_items
+from streamkit.convert.items import Items, find_items
 from streamkit.convert.journal import Journal, Part
-from streamkit.convert.measure import Headers, measure
+from streamkit.convert.measure import measure
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, ShardPlan, make_plan
 from streamkit.convert.publish import index_tables, source_facts, write_side_files
@@ -40,7 +40,7 @@ from streamkit.health.report import Problem
 from streamkit.manifest import WORK_FOLDER, Manifest, Split
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
-from streamkit.sources import BadItem, Listing, Source
+from streamkit.sources import BadItem
 from streamkit.storage import os_error, sync_folder
 
 
@@ -138,11 +138,12 @@ class _Again:
         self.workers, self.progress = workers, progress
         self.staging = root / WORK_FOLDER / "repair"
         self.options = _options(manifest)
-        self.source, self.listing, self.infos = _same_items(source, labels, masks, self.options, manifest)
+        self.items = _same_items(source, labels, masks, self.options, manifest)
+        self.listing = self.items.listing
 
     def write(self) -> None:
         """Write everything in the staging folder, hold it to the manifest's digests, and move it."""
-        schema, sizes = measure(self.source, self.listing, self.options, self.infos)
+        schema, sizes = measure(self.items, self.options)
         plan = make_plan(self.listing, self.options, shard_format(self.options.format).extension, sizes)
         shutil.rmtree(self.staging, ignore_errors=True)
         with Journal(self.staging, self.options.to_json()) as journal:
@@ -162,7 +163,7 @@ class _Again:
         some = replace(plan, splits=(), shards=needed)
         keep_going = self.manifest.skipped > 0
         writing = Writing(
-            self.source, self.listing, some, schema, self.options, journal, self.workers, keep_going
+            self.items.source, self.listing, some, schema, self.options, journal, self.workers, keep_going
         )
         parts, _ = writing.run(self.progress)
         there = {s.file: s for split in self.manifest.splits.values() for s in split.shards}
@@ -236,15 +237,13 @@ def _options(manifest: Manifest) -> Options:
     return Options(**options)
 
 
-def _same_items(
-    path: Path, labels: Path | None, masks: Path | None, options: Options, manifest: Manifest
-) -> tuple[Source, Listing, Headers | None]:
+def _same_items(path: Path, labels: Path | None, masks: Path | None, options: Options, manifest: Manifest) -> Items:
     """The source and its items; SourceError when they are not those that the dataset was made of."""
     for name, given, wanted in (("labels", labels, options.labels), ("masks", masks, options.masks)):
         if wanted and given is None:
             raise UsageError(f"the dataset was made with --{name}", path=manifest.path, hint=f"Pass --{name} again.")
-    source, listing, infos = find_items(path, labels, masks, options)
-    found = source_facts(listing)
+    items = find_items(path, labels, masks, options)
+    found = source_facts(items.listing)
     if found != manifest.source:
         said = manifest.source
         raise SourceError(
@@ -253,4 +252,4 @@ def _same_items(
             path=path,
             hint="Bring back the items that changed, use --drop, or convert again.",
         )
-    return source, listing, infos
+    return items

@@ -5,6 +5,7 @@ table.py    rows of one .npy, .npz or .h5 file, or of x.npy + y.npy in a folder
 splits.py   split folders (train, val, ...), each a source of its own
 labelled.py a source with a label file beside it (labels.py, annotations.py, fields.py read it)
 masks.py    a source with a folder of masks beside it
+tiles.py    a source of pictures cut into tiles; windows.py: one of arrays cut along axis 0
 
 >>> type(open_source("sample_data/images")).__name__
 'SplitFolders'
