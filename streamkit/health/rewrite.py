@@ -107,8 +107,9 @@ def repair(
                 damaged = tuple(dict.fromkeys(problem.file for problem in problems))
                 lost: tuple[Problem, ...] = ()
                 if damaged and source is not None:
-                    beside = (None if p is None else Path(p) for p in (labels, masks))
-                    _Again(root, manifest, Path(source), *beside, set(damaged), workers, progress).write()
+                    beside = [None if path is None else Path(path) for path in (labels, masks)]
+                    again = _Again(root, manifest, Path(source), beside[0], beside[1], set(damaged), workers, progress)
+                    again.write()
                 elif damaged:
                     manifest, lost = without_damaged(root, manifest, check, set(damaged))
             finally:
