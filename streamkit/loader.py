@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -170,8 +170,7 @@ class Loader:
             "window": None if bounds is None else f"{window} of {len(bounds) - 1} chunks",
             "global_batch": self._batches.global_size,
         }
-        self._next_epoch = 0
-        self._resume_at = 0
+        self._next_epoch, self._resume_at, self._held = 0, 0, False
 
     def _makers(self) -> None:
         # Two arrays of each size may be under way a batch: a picture's pixels and the same as floats.
@@ -227,6 +226,11 @@ class Loader:
     def bad(self) -> tuple[DamagedError, ...]:
         """The bad samples met and left out so far, in storage order; each names its shard, record and key."""
         return tuple(error for _, error in sorted(self._skips.bad.items()))
+
+    @property
+    def shard_index(self) -> int:
+        """Which part of every global batch is delivered."""
+        return self._batches.shard_index
 
     @property
     def drop_remainder(self) -> bool:
@@ -294,8 +298,15 @@ class Loader:
     def begin_epoch(self) -> tuple[int, int]:
         """Take the next epoch: its number, and the batch that it begins with (not 0 after `resume` only)."""
         taken = self._next_epoch, self._resume_at
-        self._next_epoch, self._resume_at = taken[0] + 1, 0
+        if not self._held:
+            self._next_epoch, self._resume_at = taken[0] + 1, 0
         return taken
+
+    def held(self, epoch: int, batch: int = 0) -> Self:
+        """A twin whose every iteration is this epoch from this batch on: whoever peeks into it moves nothing."""
+        twin = object.__new__(type(self))
+        twin.__dict__ = self.__dict__ | {"_next_epoch": epoch, "_resume_at": batch, "_held": True}
+        return twin
 
     def __iter__(self) -> Iterator[Any]:
         """One epoch. The k-th iteration begun is epoch k."""

@@ -42,5 +42,5 @@ def as_tf(loader: Loader) -> tf.data.Dataset:
     # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     dataset = dataset.prefetch(2).with_options(options)
-    dataset.class_names = loader.class_names
+    dataset.class_names, dataset.loader = loader.class_names, loader
     return dataset

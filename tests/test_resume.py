@@ -1,0 +1,228 @@
+"""`streamkit.training.fit` goes on exactly where it was killed, and refuses to go on with something else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from converting import python
+from reading import convert
+
+import streamkit
+from streamkit.training import fit
+from streamkit.training.state import FILE_NAME
+
+N = 76
+ROOT = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """76 rows of 6 floats in 3 classes; x[i, 0] is i."""
+    folder = tmp_path_factory.mktemp("resume")
+    x = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
+    x[:, 0] = np.arange(N)
+    np.savez(folder / "table.npz", x=x, y=np.arange(N) % 3)
+    return convert(folder / "table.npz", folder / "out")
+
+
+@pytest.mark.parametrize(
+    "backend, case, n_kills",
+    [
+        ("tensorflow", "mixed_float16, accumulated", 1),
+        ("jax", "float32", 1),
+        ("torch", "mixed_float16, accumulated", 1),
+    ],
+)
+def test_a_killed_run_ends_as_one_that_was_not(
+    out: Path, tmp_path: Path, backend: str, case: str, n_kills: int
+) -> None:
+    """A part of what there is; all of it: KERAS_BACKEND=... python tests/resuming.py OUT WORK 2."""
+    pytest.importorskip(backend)
+    script = f"import runpy; runpy.run_path({str(ROOT / 'resuming.py')!r}, run_name='__main__')"
+    run = python(script, out, tmp_path, n_kills, case, env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"})
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.stdout.splitlines()[-1] == f'{{"{case}": [{n_kills}, 0.0]}}'
+
+
+class Stopped(Exception):
+    """Stands for the kill where one process is enough."""
+
+
+def callback(**methods: Any) -> Any:
+    import keras
+
+    return type("Probe", (keras.callbacks.Callback,), {name: staticmethod(f) for name, f in methods.items()})()
+
+
+def stop_after(n_steps: int) -> Any:
+    left = [n_steps]
+
+    def on_train_batch_end(batch: int, logs: Any = None) -> None:
+        left[0] -= 1
+        if not left[0]:
+            raise Stopped
+
+    return callback(on_train_batch_end=on_train_batch_end)
+
+
+def recorder(seen: list[list[int]], **options: Any) -> Any:
+    """A compiled model that notes the rows of each batch that it is trained on."""
+    import keras
+
+    class Recorder(keras.Sequential):
+        def train_step(self, *state_and_data: Any) -> Any:
+            seen.append([int(v) for v in keras.ops.convert_to_numpy(state_and_data[-1][0])[:, 0]])
+            return super().train_step(*state_and_data)
+
+    model = Recorder([keras.layers.Dense(3)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, run_eagerly=True, **options)
+    return model
+
+
+def batches_of(out: Path, n_epochs: int, **options: Any) -> list[list[int]]:
+    loader = streamkit.Loader(out, **options)
+    return [[int(v) for v in x[:, 0]] for _ in range(n_epochs) for x, _ in loader]
+
+
+@pytest.mark.parametrize("way", ["", "as_tf", "as_keras"])
+def test_batches_follow_one_another_and_callbacks_see_one_run(out: Path, tmp_path: Path, way: str) -> None:
+    """10 batches an epoch; saved at 3, 6 and 9 of every epoch's course, stopped at 17, so continued from 15."""
+    seen: list[list[int]] = []
+    calls: list[Any] = []
+
+    def source() -> Any:
+        loader = streamkit.Loader(out, batch_size=8, seed=1)
+        return getattr(loader, way)() if way else loader
+
+    options = {"epochs": 3, "run_dir": tmp_path / "run", "every_steps": 3, "verbose": 0}
+    with pytest.raises(Stopped):
+        fit(recorder(seen), source(), callbacks=[stop_after(17)], **options)
+    expected = batches_of(out, 3, batch_size=8, seed=1)
+    assert seen == expected[:17]
+    seen.clear()
+    probe = callback(
+        on_train_begin=lambda logs=None: calls.append("begin"),
+        on_epoch_begin=lambda epoch, logs=None: calls.append(epoch),
+        on_train_batch_begin=lambda batch, logs=None: calls.append(f"batch {batch}"),
+        on_train_end=lambda logs=None: calls.append("end"),
+    )
+    history = fit(recorder(seen), source(), callbacks=[probe], **options)
+    assert seen == expected[15:]
+    assert calls[:3] == ["begin", 1, "batch 5"]
+    assert [call for call in calls if not str(call).startswith("batch")] == ["begin", 1, 2, "end"]
+    assert len(history.history["loss"]) == 3
+    seen.clear()
+    assert fit(recorder(seen), source(), **options).history == history.history  # nothing is left to do
+    assert seen == []
+
+
+def test_executions_of_several_steps_keep_their_borders(out: Path, tmp_path: Path) -> None:
+    """The last execution of an epoch holds 2 of its 4 steps."""
+    import keras
+
+    results = []
+    for stop in (None, 2):
+        keras.utils.set_random_seed(0)
+        losses: list[float] = []
+        options: dict[str, Any] = {"epochs": 2, "run_dir": tmp_path / str(stop), "every_steps": 1, "verbose": 0}
+        for callbacks in ([stop_after(stop)], []) if stop else ([],):
+            model = keras.Sequential([keras.Input((6,)), keras.layers.Dropout(0.5), keras.layers.Dense(3)])
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile("adam", loss, steps_per_execution=4)
+            try:
+                history = fit(model, streamkit.Loader(out, batch_size=8), callbacks=callbacks, **options)
+                losses = history.history["loss"]
+            except Stopped:
+                pass
+        results.append((losses, int(model.optimizer.iterations), model.get_weights()[0].tolist()))
+    assert results[0][1] == 20
+    assert results[0][0] == results[1][0] and results[0][2] == results[1][2]
+
+
+def test_another_number_of_replicas_continues_with_the_same_global_batches(out: Path, tmp_path: Path) -> None:
+    options = {"epochs": 2, "every_steps": 2, "verbose": 0}
+    one: list[list[int]] = []
+    with pytest.raises(Stopped):
+        loader = streamkit.Loader(out, batch_size=8, seed=1)
+        fit(recorder(one), loader, run_dir=tmp_path / "run", callbacks=[stop_after(5)], **options)
+    parts: list[list[list[int]]] = []
+    for shard in (1, 0):  # 0 writes the end of the run, so it comes last
+        parts.append([])
+        loader = streamkit.Loader(out, batch_size=4, seed=1, shard_index=shard, num_shards=2)
+        fit(recorder(parts[-1]), loader, run_dir=tmp_path / "run", **options)
+    together = [a + b for a, b in zip(parts[1], parts[0], strict=True)]
+    assert together == batches_of(out, 2, batch_size=8, seed=1)[4:]
+
+
+def test_a_run_of_something_else_is_refused(out: Path, tmp_path: Path) -> None:
+    import keras
+
+    run = tmp_path / "run"
+    options: dict[str, Any] = {"epochs": 1, "run_dir": run, "verbose": 0}
+    fit(recorder([]), streamkit.Loader(out, batch_size=8), **options)
+
+    def refused(pattern: str, kind: type[Exception] = streamkit.UsageError, model: Any = None, **loader: Any) -> None:
+        with pytest.raises(kind, match=pattern) as caught:
+            fit(
+                model or recorder([]),
+                streamkit.Loader(loader.pop("path", out), **{"batch_size": 8} | loader),
+                **options,
+            )
+        assert str(run) in str(caught.value) and "\n" not in str(caught.value)
+
+    refused(r"seed \(cursor 0, here 4\)", seed=4)
+    refused("global_batch", batch_size=4)
+    refused("choosing", rows=range(50))
+    other = tmp_path / "other.npz"
+    np.savez(other, x=np.zeros((N, 6), np.float32), y=np.arange(N) % 3)
+    refused("dataset", path=convert(other, tmp_path / "other"))
+    wider = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
+    wider.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    refused(r"model/0 is shape \(6, 3\) there, .* of shape \(6, 4\) here", model=wider)
+    adam = recorder([])
+    adam.compile("adam", wider.loss, run_eagerly=True)
+    refused("optimizer/2 is nothing there", model=adam)
+    shutil.copytree(run, tmp_path / "whole")
+    state = (run / FILE_NAME).read_bytes()
+    for damaged in (state[: len(state) // 2], b"", state.replace(b"}", b"{", 1)):
+        (run / FILE_NAME).write_bytes(damaged)
+        refused("no whole state", streamkit.DamagedError)
+    (run / FILE_NAME).write_bytes(state)
+    assert sorted(os.listdir(run)) == [FILE_NAME]
+
+
+def test_what_cannot_be_continued_is_refused_at_once(out: Path, tmp_path: Path) -> None:
+    import keras
+
+    stopping = keras.callbacks.EarlyStopping(restore_best_weights=True)
+    options: dict[str, Any] = {"epochs": 1, "run_dir": tmp_path, "verbose": 0}
+    with pytest.raises(streamkit.UsageError, match="ModelCheckpoint"):
+        fit(recorder([]), streamkit.Loader(out), callbacks=[stopping], **options)
+    with pytest.raises(streamkit.UsageError, match="batch_size"):
+        fit(recorder([]), streamkit.Loader(out, batch_size=None), **options)
+    with pytest.raises(streamkit.UsageError, match="no batch"):
+        fit(recorder([]), streamkit.Loader(out, batch_size=N + 1, drop_remainder=True), **options)
+    with pytest.raises(streamkit.UsageError, match="got a tuple, expected"):
+        fit(recorder([]), (np.zeros((4, 6)), np.zeros(4)), **options)
+
+
+def test_early_stopping_counts_on_and_ends_the_run_for_good(out: Path, tmp_path: Path) -> None:
+    import keras
+
+    def run(*more: Any) -> Any:
+        stopping = keras.callbacks.EarlyStopping("loss", patience=2, min_delta=1e9)
+        fit(model, streamkit.Loader(out), epochs=9, run_dir=tmp_path, verbose=0, callbacks=[stopping, *more])
+        return model.history.epoch
+
+    model = recorder([])
+    with pytest.raises(Stopped):
+        run(stop_after(2 * 3))
+    assert run() == [0, 1, 2]
+    assert run() == [0, 1, 2]
+    assert int(model.optimizer.iterations) == 3 * 3
