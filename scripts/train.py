@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import streamkit
@@ -51,6 +53,24 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=at_least(1), default=32, metavar="N", help="samples a step, default: 32")
     parser.add_argument("--image-size", type=image_size, metavar="HxW", help="resize images; needed if sizes differ")
     parser.add_argument("--precision", default="float32", choices=("float32", "mixed_float16", "mixed_bfloat16"))
+    parser.add_argument(
+        "--accumulate",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="batches whose gradients make one update, default: 1",
+    )
+    parser.add_argument("--class-weights", action="store_true", help="weigh classes by how rare they are")
+    parser.add_argument(
+        "--patience", type=at_least(1), metavar="N", help="stop after N epochs without a lower loss (of val, if any)"
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="folder of a run: begin it there, or go on exactly where it was interrupted; holds best.keras and last.keras",
+    )
+    parser.add_argument("--backend", choices=("tensorflow", "jax", "torch"), help="default: what Keras is set to")
     parser.add_argument("--loader", choices=("tf", "keras"), help="default: what suits the backend of Keras")
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of weights and order, default: 0")
     return parser.parse_args()
@@ -131,46 +151,88 @@ def normalised(convolution: Any) -> list[Any]:
 # The loop
 
 
-def train(args: argparse.Namespace) -> None:
-    manifest = streamkit.open(args.out)
-    field, label = input_and_label(manifest.schema, args.image_size)
+def datasets(args: argparse.Namespace, manifest: Any, field: Any, label: Any, through_tf: bool) -> tuple[Any, Any]:
+    """Training batches, and validation batches or None."""
+    load = streamkit.dataset if through_tf else streamkit.sequence
     train_split, val_split = split_names(manifest)
-    # Only looked for, never imported: with KERAS_BACKEND=jax or torch the rest works without TensorFlow.
-    if args.loader == "tf" and importlib.util.find_spec("tensorflow") is None:
-        raise TrainError("--loader tf needs TensorFlow, which is not installed", hint="Pass --loader keras.")
-
-    import keras  # here, so that a mistake in the arguments is told at once; picks the device by itself
-
-    from streamkit.training.timing import EpochReport
-
-    keras.utils.set_random_seed(args.seed)
-    keras.config.set_dtype_policy(args.precision)
-
-    loader = args.loader or ("tf" if keras.backend.backend() == "tensorflow" else "keras")
-    load = streamkit.dataset if loader == "tf" else streamkit.sequence
     options = {"fields": (field.name, label.name), "image_size": args.image_size, "dtype": "uint8"}
     # Batches of one size only, so that the step is compiled once.
     batch_size = min(args.batch_size, manifest.split(train_split).samples)
     data = load(args.out, split=train_split, batch_size=batch_size, drop_remainder=True, seed=args.seed, **options)
-    val_data = None
-    if val_split is not None:
-        val_data = load(args.out, split=val_split, batch_size=args.batch_size, shuffle=False, **options)
+    if val_split is None:
+        return data, None
+    return data, load(args.out, split=val_split, batch_size=args.batch_size, shuffle=False, **options)
 
+
+def compiled(stack: list[Any], n_classes: int, n_updates: int, accumulate: int) -> Any:
+    """The model with a learning rate that rises for the first twentieth of its updates and falls along a cosine."""
+    import keras
+
+    # The last layer is float32 whatever the precision: a softmax in half precision overflows and loses differences.
+    model = keras.Sequential([*stack, keras.layers.Dropout(0.2), keras.layers.Dense(n_classes, dtype="float32")])
+    n_warm_up = n_updates // 20
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, n_updates - n_warm_up), warmup_target=3e-3, warmup_steps=n_warm_up
+    )
+    if not n_warm_up:
+        rate = keras.optimizers.schedules.CosineDecay(3e-3, n_updates)
+    steps = accumulate if accumulate > 1 else None
+    model.compile(
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=0.05, gradient_accumulation_steps=steps),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    return model
+
+
+def watchers(args: argparse.Namespace, monitor: str) -> list[Any]:
+    """The callbacks that the arguments ask for."""
+    import keras
+
+    from streamkit.training.timing import EpochReport
+
+    out: list[Any] = [EpochReport()]
+    if args.patience is not None:
+        out.append(keras.callbacks.EarlyStopping(monitor, patience=args.patience))
+    if args.resume is not None:
+        best = args.resume / "best.keras"
+        out.append(keras.callbacks.ModelCheckpoint(best, monitor=monitor, save_best_only=True))
+        out.append(keras.callbacks.ModelCheckpoint(args.resume / "last.keras"))
+    return out
+
+
+def train(args: argparse.Namespace) -> None:
+    manifest = streamkit.open(args.out)
+    field, label = input_and_label(manifest.schema, args.image_size)
+    class_weight = manifest.class_weights(split_names(manifest)[0]) if args.class_weights else None
+    # Only looked for, never imported: with KERAS_BACKEND=jax or torch the rest works without TensorFlow.
+    if args.loader == "tf" and importlib.util.find_spec("tensorflow") is None:
+        raise TrainError("--loader tf needs TensorFlow, which is not installed", hint="Pass --loader keras.")
+    if args.backend is not None:
+        os.environ["KERAS_BACKEND"] = args.backend
+
+    import keras  # here, so that a mistake in the arguments is told at once; picks the device by itself
+
+    keras.utils.set_random_seed(args.seed)
+    keras.config.set_dtype_policy(args.precision)
+    loader = args.loader or ("tf" if keras.backend.backend() == "tensorflow" else "keras")
+    data, val_data = datasets(args, manifest, field, label, loader == "tf")
     if field.kind == "image":
         stack = image_layers((*(args.image_size or field.shape[:2]), 3))
     else:
         stack = array_layers(field.shape, field.dtype)
-    # The last layer is float32 whatever the precision: a softmax in half precision overflows and loses differences.
-    stack += [keras.layers.Dropout(0.2), keras.layers.Dense(len(label.class_names), dtype="float32")]
-    model = keras.Sequential(stack)
-    rate = keras.optimizers.schedules.CosineDecay(3e-3, args.epochs * len(data))
-    model.compile(
-        optimizer=keras.optimizers.AdamW(rate, weight_decay=0.05),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    # shuffle=False: the loader shuffles already, over the whole split; fit would shuffle its batches once more.
-    model.fit(data, validation_data=val_data, epochs=args.epochs, shuffle=False, verbose=0, callbacks=[EpochReport()])
+    n_updates = max(1, args.epochs * len(data) // args.accumulate)
+    model = compiled(stack, len(label.class_names), n_updates, args.accumulate)
+
+    options = {"epochs": args.epochs, "class_weight": class_weight, "verbose": 0}
+    options["callbacks"] = watchers(args, "loss" if val_data is None else "val_loss")
+    if args.resume is None:
+        # shuffle=False: the loader shuffles already, over the whole split; fit would shuffle its batches once more.
+        model.fit(data, validation_data=val_data, shuffle=False, **options)
+        return
+    from streamkit.training import fit
+
+    fit(model, data, validation=val_data, run_dir=args.resume, **options)
 
 
 def main() -> int:

@@ -122,6 +122,32 @@ def test_batches_follow_one_another_and_callbacks_see_one_run(out: Path, tmp_pat
     assert seen == []
 
 
+@pytest.mark.parametrize("stop", [11, 17])
+def test_the_history_is_that_of_an_undisturbed_run(out: Path, tmp_path: Path, stop: int) -> None:
+    """Continued at the border between two epochs, and in the middle of one, with validation between them."""
+    import keras
+
+    histories = []
+    for callbacks in ([], [stop_after(stop)]):
+        options: dict[str, Any] = {
+            "epochs": 2,
+            "every_steps": 15,
+            "run_dir": tmp_path / str(len(callbacks)),
+            "verbose": 0,
+        }
+        for more in (callbacks, []):
+            keras.utils.set_random_seed(1)
+            model = recorder([], metrics=["accuracy"])
+            try:
+                loader = streamkit.Loader(out, batch_size=8)
+                history = fit(model, loader, validation=loader, callbacks=more, **options).history
+            except Stopped:
+                pass
+        histories.append(history)
+    assert histories[0] == histories[1]
+    assert sorted(histories[0]) == ["accuracy", "loss", "val_accuracy", "val_loss"]
+
+
 def test_executions_of_several_steps_keep_their_borders(out: Path, tmp_path: Path) -> None:
     """The last execution of an epoch holds 2 of its 4 steps."""
     import keras

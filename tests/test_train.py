@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,18 @@ find = PathFinder.find_spec
 def find_spec(name, path=None, target=None):
     return None if name.split(".")[0] == "tensorflow" else find(name, path, target)
 PathFinder.find_spec = find_spec
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+# kill -9 after the first line of an epoch.
+DYING = """
+import builtins, os, runpy, signal, sys
+say = print
+def print_and_die(*args, **options):
+    say(*args, **options)
+    if any("epoch 2" in str(arg) for arg in args):
+        os.kill(os.getpid(), signal.SIGKILL)
+builtins.print = print_and_die
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -99,6 +112,22 @@ def test_arrays_without_tensorflow_and_without_validation(tmp_path: Path) -> Non
     refused = train(tmp_path / "out", "--loader", "tf", preamble=WITHOUT_TENSORFLOW, KERAS_BACKEND="jax")
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "train: --loader tf needs TensorFlow, which is not installed. Pass --loader keras.\n"
+
+
+def test_a_run_goes_on_in_its_folder(images: Path, tmp_path: Path) -> None:
+    """Killed at the end of epoch 2, before that is saved, it trains the same epoch 2 again."""
+    pytest.importorskip("torch")
+    options = ("--epochs", "3", "--accumulate", "2", "--patience", "9", "--class-weights", "--backend", "torch")
+    arguments = (images, *options, "--resume", tmp_path / "run")
+    broken = train(*arguments, preamble=DYING)
+    assert broken.returncode == -signal.SIGKILL
+    first, second = broken.stdout.splitlines()
+    run = train(*arguments)
+    assert run.returncode == 0, run.stderr
+    again, last = run.stdout.splitlines()
+    assert again.split(" images/s")[0] == second.split(" images/s")[0]
+    assert first.startswith("epoch 1/3") and last.startswith("epoch 3/3")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.keras", "last.keras", "state.npz"]
 
 
 def test_damage_keeps_its_exit_code(images: Path, tmp_path: Path) -> None:

@@ -192,9 +192,9 @@ class _Loop(keras.callbacks.CallbackList):
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._first = self.batch
-        if self._state is not None:  # again, now that Keras has reset the metrics
+        if self._state is not None and self.batch:  # again, as Keras has reset the metrics, half an epoch's
             self._state.put_into(self.model)
-            self._state = None
+        self._state = None
         super().on_epoch_begin(epoch, logs)
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
