@@ -43,6 +43,13 @@ def at_least(low: int) -> Callable[[str], int]:
     return parse
 
 
+def share(text: str) -> float:
+    """Parse a number from 0 to below 1."""
+    if not re.fullmatch(r"0?\.\d{1,6}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share such as 0.8")
+    return float(text)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a small network on a streamkit dataset.",
@@ -59,6 +66,9 @@ def parse_arguments() -> argparse.Namespace:
         default=1,
         metavar="N",
         help="batches whose gradients make one update, default: 1",
+    )
+    parser.add_argument(
+        "--prune", type=share, metavar="SHARE", help="make this share of the weights zero while training, such as 0.8"
     )
     parser.add_argument("--class-weights", action="store_true", help="weigh classes by how rare they are")
     parser.add_argument(
@@ -111,7 +121,7 @@ def split_names(manifest: Any) -> tuple[str, str | None]:
 
 
 def image_layers(shape: tuple[int, int, int]) -> list[Any]:
-    """uint8 images -> features: separable convolutions, halving the map until its short side is at most 4."""
+    """uint8 images -> features: separable convolutions, halving the map until its short side is at most 2."""
     from keras import layers
 
     large = min(shape[:2]) >= 64
@@ -121,7 +131,7 @@ def image_layers(shape: tuple[int, int, int]) -> list[Any]:
     if large:
         stack += [layers.RandomFlip("horizontal"), layers.RandomTranslation(0.1, 0.1), layers.RandomZoom(0.1)]
     stack += normalised(layers.Conv2D(32, 3, strides=2 if large else 1, padding="same", use_bias=False))
-    while side > 4:
+    while side > 2:
         stack += [layers.MaxPooling2D(padding="same")]
         stack += normalised(layers.SeparableConv2D(filters, 3, padding="same", use_bias=False))
         side, filters = (side + 1) // 2, min(2 * filters, 256)
@@ -185,13 +195,19 @@ def compiled(stack: list[Any], n_classes: int, n_updates: int, accumulate: int) 
     return model
 
 
-def watchers(args: argparse.Namespace, monitor: str) -> list[Any]:
+def watchers(args: argparse.Namespace, monitor: str, n_updates: int) -> list[Any]:
     """The callbacks that the arguments ask for."""
     import keras
 
     from streamkit.training.timing import EpochReport
 
     out: list[Any] = [EpochReport()]
+    if args.prune is not None:
+        from streamkit.training.pruning import PolynomialDecay, Prune
+
+        # Learn first, prune in the middle, recover in the last third.
+        begin, end = n_updates // 6, n_updates * 2 // 3
+        out.append(Prune(PolynomialDecay(args.prune, begin=begin, end=end, every=max(1, (end - begin) // 20))))
     if args.patience is not None:
         out.append(keras.callbacks.EarlyStopping(monitor, patience=args.patience))
     if args.resume is not None:
@@ -225,7 +241,7 @@ def train(args: argparse.Namespace) -> None:
     model = compiled(stack, len(label.class_names), n_updates, args.accumulate)
 
     options = {"epochs": args.epochs, "class_weight": class_weight, "verbose": 0}
-    options["callbacks"] = watchers(args, "loss" if val_data is None else "val_loss")
+    options["callbacks"] = watchers(args, "loss" if val_data is None else "val_loss", n_updates)
     if args.resume is None:
         # shuffle=False: the loader shuffles already, over the whole split; fit would shuffle its batches once more.
         model.fit(data, validation_data=val_data, shuffle=False, **options)

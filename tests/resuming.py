@@ -23,10 +23,11 @@ import numpy as np
 
 import streamkit
 from streamkit.training import fit
+from streamkit.training.pruning import PolynomialDecay, Prune
 
 EPOCHS, EVERY = 3, 2
 CASES = {
-    "float32": ("float32", None, "as_keras"),
+    "float32, pruned": ("float32", None, "as_keras"),
     "mixed_float16, accumulated": ("mixed_float16", 4, ""),
 }
 
@@ -62,6 +63,8 @@ def live(out: str, run: Path, case: str, kill_after: int | None) -> None:
     policy, accumulate, way = CASES[case]
     loader = streamkit.Loader(out, batch_size=8, seed=5, num_workers=1)
     callbacks: list[Any] = [keras.callbacks.EarlyStopping("loss", patience=9)]
+    if "pruned" in case:
+        callbacks.append(Prune(PolynomialDecay(0.5, begin=3, end=17, every=3)))
     if kill_after is not None:
         callbacks.append(Kill(kill_after))
     model = model_of(policy, accumulate)

@@ -34,7 +34,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "backend, case, n_kills",
     [
         ("tensorflow", "mixed_float16, accumulated", 1),
-        ("jax", "float32", 1),
+        ("jax", "float32, pruned", 1),
         ("torch", "mixed_float16, accumulated", 1),
     ],
 )

@@ -1,0 +1,268 @@
+"""What the training techniques promise, on scikit-learn's digits: a network trained once, then made smaller in each way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+
+import streamkit
+from streamkit.training import fit
+from streamkit.training.factoring import low_rank, separable
+from streamkit.training.pruning import (
+    ConstantSparsity,
+    PolynomialDecay,
+    Prune,
+    kept,
+    kernels,
+    prune,
+    sparsity,
+)
+from streamkit.training.shrinking import shrink
+
+BATCH = 64
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """Loaders of train and val: (8, 8, 1) arrays of 0 to 16 and their digit."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    folder = tmp_path_factory.mktemp("digits")
+    x, y = datasets.load_digits(return_X_y=True)
+    np.savez(folder / "digits.npz", x=x.reshape(-1, 8, 8, 1).astype(np.float32), y=y)
+    split = {"train": 0.8, "val": 0.2}
+    streamkit.convert(folder / "digits.npz", folder / "out", format="hdf5", split=split, workers=1)
+    # One batch size everywhere, so that each step is traced once.
+    train = streamkit.Loader(folder / "out", split="train", batch_size=BATCH, drop_remainder=True, num_workers=1)
+    return train, streamkit.Loader(folder / "out", split="val", batch_size=360, shuffle=False)
+
+
+def compiled(model: Any, accumulate: int | None = None, rate: float = 3e-3, **options: Any) -> Any:
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.Adam(rate, gradient_accumulation_steps=accumulate, weight_decay=1e-3)
+    model.compile(optimizer, loss, metrics=["accuracy"], **options)
+    return model
+
+
+def network() -> Any:
+    layers = keras.layers
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            layers.Rescaling(1 / 16),
+            layers.Conv2D(24, 3, padding="same", use_bias=False),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+            layers.Conv2D(48, 3, strides=2, padding="same", use_bias=False),
+            layers.BatchNormalization(momentum=0.9),
+            layers.ReLU(),
+            layers.Flatten(),
+            layers.Dense(64, activation="relu"),
+            layers.Dense(10),
+        ]
+    )
+
+
+def accuracy(model: Any, val: Any) -> float:
+    x, y = val[0]
+    return float((np.argmax(model.predict_on_batch(x), 1) == y).mean())
+
+
+@pytest.fixture(scope="module")
+def dense(digits: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The trained network and its accuracy."""
+    keras.utils.set_random_seed(0)
+    model = compiled(network())
+    fit(model, digits[0], epochs=8, run_dir=tmp_path_factory.mktemp("dense"), verbose=0)
+    found = accuracy(model, digits[1])
+    assert found >= 0.97
+    return model, found
+
+
+def copy_of(model: Any) -> Any:
+    twin = keras.models.clone_model(model)
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+# Accumulation
+
+
+def test_accumulated_gradients_equal_those_of_the_large_batch() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 8)).astype(np.float32), rng.integers(0, 3, 64)
+    weights = []
+    for batch_size, steps in ((32, None), (8, 4)):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, activation="tanh"), keras.layers.Dense(3)])
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=steps), loss)
+        model.fit(x, y, batch_size=batch_size, epochs=3, shuffle=False, verbose=0)
+        weights.append(np.concatenate([w.ravel() for w in model.get_weights()]))
+    assert np.abs(weights[0] - weights[1]).max() <= 1e-6
+
+
+# Pruning
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1.0, -1.0, 2.5, -3.0]), min_size=1, max_size=9), min_size=1, max_size=4),
+    st.floats(0, 0.99),
+    st.sampled_from(["layer", "global"]),
+)
+def test_exactly_the_smallest_go(values: list[list[float]], share: float, scope: str) -> None:
+    weights = [np.array(row) for row in values]
+    masks = kept(weights, share, scope)
+    groups = (
+        [(np.concatenate(weights), np.concatenate(masks))]
+        if scope == "global"
+        else list(zip(weights, masks, strict=True))
+    )
+    for group, mask in groups:
+        assert int((~mask).sum()) == round(share * group.size)
+        assert np.abs(group[~mask]).max(initial=0) <= np.abs(group[mask]).min(initial=np.inf)
+
+
+@given(st.integers(0, 50), st.integers(0, 200), st.integers(1, 60), st.floats(0, 0.5), st.floats(0.5, 0.99))
+def test_a_schedule_rises_from_initial_to_final(begin: int, length: int, every: int, low: float, high: float) -> None:
+    schedule = PolynomialDecay(high, low, begin, begin + length, every)
+    events, step = [], -1
+    while (event := schedule.next_event(step)) is not None:
+        events.append(event)
+        step = event
+    assert events[0] == begin and events[-1] == begin + length
+    shares = [schedule.at(event) for event in events]
+    assert shares == sorted(shares) and shares[-1] == high
+    assert schedule.at(begin - 1) == 0
+
+
+def test_pruning_on_a_schedule_keeps_what_pruning_at_once_loses(
+    digits: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path
+) -> None:
+    train, val = digits
+    model, before = dense
+    at_once = copy_of(model)
+    prune(at_once, 0.9)
+    assert sparsity(at_once) == pytest.approx(0.9, abs=1e-4)
+    assert accuracy(at_once, val) < before - 0.1
+    gradual = compiled(copy_of(model))
+    schedule = PolynomialDecay(0.9, end=5 * len(train), every=6)
+    fit(gradual, train, epochs=8, run_dir=tmp_path, verbose=0, callbacks=[Prune(schedule)])
+    assert sparsity(gradual) == sparsity(at_once)
+    assert accuracy(gradual, val) >= before - 0.02
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "global, momentum": {"scope": "global"},
+    "several steps an execution, loss scaling": {"steps_per_execution": 4, "policy": "mixed_float16"},
+    "accumulated, loss scaling": {"accumulate": 4, "policy": "mixed_float16"},
+    "filters": {"unit": "filter"},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_final_sparsity_is_exact(case: str, request: pytest.FixtureRequest) -> None:
+    options = {"scope": "layer", "unit": "weight", "accumulate": None, "steps_per_execution": 1, "policy": "float32"}
+    options |= CASES[case]
+    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
+    keras.config.set_dtype_policy(options["policy"])
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(192, 12)).astype(np.float32), rng.integers(0, 2, 192)
+    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(16), keras.layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((12,)), *layers, keras.layers.Dense(2, dtype="float32")])
+    compiled(model, options["accumulate"], 0.01, steps_per_execution=options["steps_per_execution"])
+    begin = 0
+    if case == "global, momentum":  # compiled already when pruning begins
+        model.fit(x, y, batch_size=8, verbose=0)
+        begin = int(model.optimizer.iterations)
+    pruning = Prune(PolynomialDecay(0.75, begin=begin, end=begin + 8, every=3), options["scope"], options["unit"])
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruning])
+    pruned = [keras.ops.convert_to_numpy(v) for v in kernels(model, options["unit"])]
+    shares = [float((v == 0).mean()) for v in pruned]
+    if options["unit"] == "filter":
+        assert [(~v.any(axis=0)).sum() for v in pruned] == [12, 12]
+        gamma = keras.ops.convert_to_numpy(model.layers[2].gamma)
+        assert [(gamma == 0).sum(), (gamma != 0).sum()] == [12, 4]
+    elif options["scope"] == "global":
+        assert sum(int((v == 0).sum()) for v in pruned) == round(0.75 * sum(v.size for v in pruned))
+        assert len(set(shares)) > 1
+    else:
+        assert shares == [0.75] * 3
+
+
+def test_pruning_says_what_it_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_initializer="zeros")])
+    model.compile("sgd", "mse")
+    x = np.ones((8, 4), np.float32)
+    with pytest.raises(streamkit.UsageError, match="all zeros"):
+        model.fit(x, x[:, :3], verbose=0, callbacks=[Prune(ConstantSparsity(0.5))])
+    model.set_weights([np.ones((4, 3)), np.zeros(3)])
+    model.fit(x, x[:, :3], verbose=0, callbacks=[Prune(PolynomialDecay(0.9, end=500))])
+    assert "training at update 1 of 500" in capsys.readouterr().err
+    for wrong in ({"final": 1.0}, {"final": 0.5, "initial": 0.6}, {"final": 0.5, "begin": 9, "end": 3}):
+        with pytest.raises(streamkit.UsageError):
+            PolynomialDecay(**wrong)
+
+
+def test_shrinking_takes_out_what_is_empty_and_nothing_else(digits: tuple[Any, Any], dense: tuple[Any, float]) -> None:
+    model = copy_of(dense[0])
+    prune(model, 0.5, unit="filter")
+    small = shrink(model)
+    assert [layer.kernel.shape[-1] for layer in small.layers if hasattr(layer, "kernel")] == [12, 24, 32, 10]
+    x, _ = digits[1][0]
+    np.testing.assert_allclose(small.predict_on_batch(x), model.predict_on_batch(x), rtol=1e-4, atol=1e-4)
+    whole = shrink(dense[0])
+    assert whole.count_params() == dense[0].count_params()
+    shifted = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8), keras.layers.Activation("sigmoid")])
+    shifted.add(keras.layers.Dense(2))
+    prune(shifted, 0.5, unit="filter")
+    with pytest.raises(streamkit.UsageError, match=r"Activation.* may make other numbers of zeros"):
+        shrink(shifted)
+    functional = keras.Model(inputs := keras.Input((4,)), keras.layers.Dense(2)(inputs))
+    with pytest.raises(streamkit.UsageError, match="expected a Sequential"):
+        shrink(functional)
+
+
+# Smaller layers
+
+
+@pytest.mark.parametrize("smaller", [lambda m: low_rank(m, energy=0.9), lambda m: separable(m, depth_multiplier=2)])
+def test_factored_layers_are_as_good_after_two_epochs(
+    digits: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path, smaller: Any
+) -> None:
+    train, val = digits
+    model, before = dense
+    small = compiled(smaller(model), rate=1e-3)
+    assert small.count_params() < 0.9 * model.count_params()
+    fit(small, train, epochs=2, run_dir=tmp_path / "run", verbose=0)
+    assert accuracy(small, val) >= before - 0.02
+    small.save(tmp_path / "small.keras")
+    assert accuracy(keras.models.load_model(tmp_path / "small.keras"), val) == accuracy(small, val)
+
+
+@pytest.mark.parametrize("padding, strides", [("same", 1), ("valid", 2)])
+def test_factoring_at_full_rank_changes_nothing(padding: str, strides: int) -> None:
+    """Layers whose kernels are of rank 2, so that two of them lose nothing."""
+    rng = np.random.default_rng(0)
+    convolution = keras.layers.Conv2D(12, 3, strides=strides, padding=padding, activation="relu")
+    model = keras.Sequential([keras.Input((9, 7, 4)), convolution, keras.layers.Flatten(), keras.layers.Dense(20)])
+    layers = [layer for layer in model.layers if layer.get_weights()]
+    for layer in layers:
+        kernel, bias = layer.get_weights()
+        thin = rng.normal(size=(kernel.size // kernel.shape[-1], 2)) @ rng.normal(size=(2, kernel.shape[-1]))
+        layer.set_weights([thin.reshape(kernel.shape), bias + 0.1])
+    x = rng.normal(size=(3, 9, 7, 4)).astype(np.float32)
+    for small in (low_rank(model, energy=1.0), low_rank(model, rank=2)):
+        assert small.count_params() < model.count_params() / 2
+        np.testing.assert_allclose(small.predict_on_batch(x), model.predict_on_batch(x), rtol=1e-3, atol=1e-3)
+    spatial, mixing = rng.normal(size=(3, 3, 4, 1)), rng.normal(size=(1, 1, 4, 12))
+    layers[0].set_weights([spatial * mixing[0], layers[0].get_weights()[1]])
+    apart = separable(model)
+    assert type(apart.layers[0]) is keras.layers.SeparableConv2D
+    np.testing.assert_allclose(apart.predict_on_batch(x), model.predict_on_batch(x), rtol=1e-3, atol=1e-3)
