@@ -1,0 +1,338 @@
+"""Runs a task: a process a contender, all taking turns round by round, their clocks and memory read.
+
+Figures are CPU-seconds of whole process trees, wall seconds, and the peak of resident memory summed over the tree (looked
+at 20 times a second; pages that processes share count in each). On a shared machine wall time says little.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Self
+
+from benchmarks import data
+from benchmarks.child import descendants
+from benchmarks.environments import ROOT, NotInstallable, python_of
+from benchmarks.tasks import Task, Way
+
+_SILENCE_S = 900  # no answer for so long is a failure
+_PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+class Failed(Exception):
+    """A contender's process ended or said nothing; the message is the last it wrote."""
+
+
+@dataclass
+class Measure:
+    """What one way of one contender cost, round by round: `cpu` and `wall` [s] for `samples` each; memory in MiB."""
+
+    contender: str
+    way: str
+    settings: str = ""
+    note: str = ""  # why there are no figures
+    versions: dict[str, str] = field(default_factory=dict)
+    samples: int = 0
+    cpu: list[float] = field(default_factory=list)
+    wall: list[float] = field(default_factory=list)
+    startup: float | None = None  # CPU-seconds of `cpu` that are imports, in whole processes
+    peak_mib: float = 0.0  # resident
+    memory_mib: float = 0.0  # anonymous, beyond what it was after the imports
+    delivered: dict[str, Any] = field(default_factory=dict)
+
+
+class Peaks:
+    """Watches the memory of a process tree from a thread: `resident` and `anonymous` are the highest sums seen, in MiB."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.resident, self.anonymous = pid, 0.0, 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def look(self) -> float:
+        resident = anonymous = 0
+        for pid in (self.pid, *descendants(self.pid)):
+            try:
+                _, all_pages, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+            resident, anonymous = resident + all_pages, anonymous + all_pages - shared
+        self.resident = max(self.resident, resident * _PAGE_MIB)
+        self.anonymous = max(self.anonymous, anonymous * _PAGE_MIB)
+        return anonymous * _PAGE_MIB
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.05):
+            self.look()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+class Session:
+    """A contender's process, kept alive over the rounds."""
+
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                cwd=ROOT,
+                env=environment(),
+                start_new_session=True,
+            )
+
+    def answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], _SILENCE_S)
+        line = self.process.stdout.readline() if ready else ""
+        if not line:
+            raise Failed(self.last_words() if ready else f"silent for {_SILENCE_S} s")
+        return dict(json.loads(line))
+
+    def last_words(self) -> str:
+        said = [text.strip() for text in self.log.read_text(errors="replace").splitlines() if text.strip()]
+        return (said or ["it ended without a word"])[-1][:200]
+
+    def ask(self, verb: str) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(f"{verb}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # the answer says why
+        return self.answer()
+
+    def close(self) -> None:
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)  # its own group: this process and its workers, nothing else
+        except ProcessLookupError:
+            pass
+        self.process.communicate()
+
+
+def environment() -> dict[str, str]:
+    paths = os.pathsep.join([str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")])
+    return os.environ | {"PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+@dataclass
+class Entry:
+    """A way that takes part: how to start it and what was measured so far."""
+
+    task: Task
+    way: Way
+    python: Path
+    source: Path
+    out: Path
+    measure: Measure
+    session: Session | None = None
+    base_mib: float = 0.0
+
+    def command(self, verb: str) -> list[str]:
+        module = import_module(f"benchmarks.contenders.{self.measure.contender}")
+        if verb != "serve" and hasattr(module, "command"):
+            return list(module.command(self.way, self.source, self.out))
+        names = (self.measure.contender, self.task.name, self.way.name, verb, str(self.source), str(self.out))
+        return [str(self.python), "-m", "benchmarks.child", *names]
+
+    @property
+    def log(self) -> Path:
+        return self.out.with_name(self.out.name + ".log")
+
+
+def run(task: Task, contenders: Sequence[str], folder: Path | None, work: Path, rounds: int, scale: float) -> dict[str, Any]:
+    """The result of one task, as it is saved."""
+    begun = os.getloadavg()[0]
+    source = data.make(task.data, folder, work, scale)
+    counts = data.classes(source)
+    measures, entries = [], []
+    for contender in contenders:
+        for way in import_module(f"benchmarks.contenders.{contender}").ways(task):
+            measure = Measure(contender, way.name, way.settings, way.note, samples=sum(counts))
+            measures.append(measure)
+            try:
+                python = python_of(contender)
+            except NotInstallable as error:
+                measure.note = f"not installable: {error}"
+            if not measure.note:
+                out = work / "out" / f"{contender}-{task.data}-{way.form}"
+                if task.kind == "write":
+                    out = out.with_name(f"{out.name}-{task.name}")
+                entries.append(Entry(task, way, python, source, out, measure))
+    (work / "out").mkdir(exist_ok=True)
+    turns = {"read": _read, "write": _write, "start": _start}[task.kind]
+    turns(entries, rounds, counts)
+    return {
+        "task": task.name,
+        "facts": facts() | {"load": [begun, os.getloadavg()[0]], "rounds": rounds},
+        "measures": [asdict(measure) for measure in measures],
+    }
+
+
+def facts() -> dict[str, Any]:
+    model = [line.partition(": ")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return {
+        "machine": model[0] if model else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
+
+
+def _each(entries: Sequence[Entry], step: Any, *arguments: Any) -> list[Entry]:
+    """Those for which the step worked; the others carry the reason."""
+    left = []
+    for entry in entries:
+        try:
+            step(entry, *arguments)
+            left.append(entry)
+        except Failed as error:
+            entry.measure.note = f"failed: {error}"
+            print(f"{entry.task.name} {entry.measure.contender} {entry.way.name}: {error}", file=sys.stderr)
+            if entry.session:
+                entry.session.close()
+    return left
+
+
+def _read(entries: Sequence[Entry], rounds: int, counts: list[int]) -> None:
+    entries = _each(entries, _build)
+    entries = _each(entries, _open)
+    try:
+        entries = _each(entries, _check, counts)
+        _compare(entries)
+        for _ in range(rounds):
+            entries = _each(entries, _epoch)
+    finally:
+        for entry in entries:
+            if entry.session:
+                entry.session.close()
+
+
+def _build(entry: Entry) -> None:
+    if entry.way.form is not None and not entry.out.exists():
+        session = Session(entry.command("write"), entry.log)
+        try:
+            session.answer()
+        except Failed:
+            session.close()
+            _remove(entry.out)
+            raise
+        session.process.communicate()
+
+
+def _open(entry: Entry) -> None:
+    entry.session = Session(entry.command("serve"), entry.log)
+    entry.session.answer()
+    entry.base_mib = Peaks(entry.session.process.pid).look()
+    entry.measure.versions = _watched(entry, "open")["versions"]
+
+
+def _watched(entry: Entry, verb: str) -> dict[str, Any]:
+    assert entry.session is not None
+    with Peaks(entry.session.process.pid) as peaks:
+        found = entry.session.ask(verb)
+    _remember(entry, peaks)
+    return found
+
+
+def _remember(entry: Entry, peaks: Peaks) -> None:
+    entry.measure.peak_mib = max(entry.measure.peak_mib, peaks.resident)
+    entry.measure.memory_mib = max(entry.measure.memory_mib, peaks.anonymous - entry.base_mib)
+
+
+def _check(entry: Entry, counts: list[int]) -> None:
+    """The first epoch warms up, and must keep the contract."""
+    found, task = _watched(entry, "check"), entry.task
+    entry.measure.delivered = {name: found[name] for name in ("mean", "classes_a_batch")}
+    expected: dict[str, Any] = {"shape": [min(task.batch_size, sum(counts)), *task.shape], "dtype": task.dtype}
+    if entry.way.n_batches is None:
+        rest = sum(counts) % task.batch_size or task.batch_size
+        expected |= {"classes": counts, "last": [rest, *task.shape]}
+    for name, value in expected.items():
+        if found[name] != value:
+            raise Failed(f"another contract: {name} is {found[name]}, expected {value}"[:200])
+
+
+def _compare(entries: Sequence[Entry]) -> None:
+    """All but the limits (which may deliver nothing) see the same pictures: means within a few gray levels."""
+    means = [(e, e.measure.delivered["mean"]) for e in entries if e.measure.contender != "limits" and not e.way.n_batches]
+    for entry, mean in means[1:]:
+        near = 8 if entry.task.augment else 4 if entry.task.shape[-1] == 3 else 1e-3
+        if abs(mean - means[0][1]) > near:
+            entry.measure.note = f"another content: mean {mean:.2f}, {means[0][0].measure.contender} has {means[0][1]:.2f}"
+            print(f"{entry.task.name} {entry.measure.contender}: {entry.measure.note}", file=sys.stderr)
+
+
+def _epoch(entry: Entry) -> None:
+    found = _watched(entry, "epoch")
+    entry.measure.samples = found["samples"]
+    entry.measure.cpu.append(found["cpu"])
+    entry.measure.wall.append(found["wall"])
+
+
+def _write(entries: Sequence[Entry], rounds: int, counts: list[int]) -> None:
+    for _ in range(rounds):
+        entries = _each(entries, _whole, "write")
+
+
+def _start(entries: Sequence[Entry], rounds: int, counts: list[int]) -> None:
+    entries = _each(entries, _build)
+    for entry in entries:
+        entry.measure.samples = 1  # one start
+    for _ in range(rounds):
+        entries = _each(entries, _whole, "first")
+
+
+def _whole(entry: Entry, verb: str) -> None:
+    """One whole process, from its start to its end, or to its first batch."""
+    if verb == "write":
+        _remove(entry.out)
+        os.sync()  # what others wrote is not written back on this one's time
+    started = time.perf_counter()
+    session = Session(entry.command(verb), entry.log)
+    with Peaks(session.process.pid) as peaks:
+        assert session.process.stdin is not None and session.process.stdout is not None
+        line = session.process.stdout.readline()
+        wall = time.perf_counter() - started
+        _, status, used = os.wait4(session.process.pid, 0)
+        if verb == "write":
+            wall = time.perf_counter() - started
+    session.process.returncode = os.waitstatus_to_exitcode(status)
+    session.close()
+    if status:
+        raise Failed(session.last_words())
+    answer = json.loads(line) if line else {}
+    entry.measure.cpu.append(used.ru_utime + used.ru_stime)
+    entry.measure.wall.append(wall)
+    entry.measure.startup = answer.get("startup")
+    entry.measure.versions = answer.get("versions", {})
+    _remember(entry, peaks)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
