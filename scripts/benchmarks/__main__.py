@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +18,7 @@ from benchmarks import growth, measure, report
 from benchmarks.contenders import NAMES
 from benchmarks.environments import ROOT
 from benchmarks.tasks import TASKS, chosen
+
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -34,21 +34,26 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("--save", action="store_true", help="keep the results in scripts/benchmark_results")
     parser.add_argument("--table", action="store_true", help="measure nothing, print the kept results and targets")
-    parser.add_argument("--readme", action="store_true", help='write the README\'s "How fast" from the kept results; alone: only that')
+    parser.add_argument(
+        "--readme", action="store_true", help='write the README\'s "How fast" from the kept results; alone: only that'
+    )
     parser.add_argument("--list", action="store_true", help="list tasks and contenders")
     args = parser.parse_args()
     if args.save and args.scale != 1:
         parser.error("--save keeps whole runs only: leave --scale away")
     return args
 
+
 def listing() -> str:
     tasks = [f"{task.name:18} {task.title}" for task in TASKS.values()]
     return "\n".join([*tasks, f"{'growth':18} {growth.TITLE}", "", f"contenders: {', '.join(NAMES)}"])
+
 
 def print_tables(results: list[dict[str, Any]]) -> None:
     for result in results:
         print(growth.table(result) if result["task"] == "growth" else report.table(result), end="\n\n")
     print(report.targets([result for result in results if result["task"] != "growth"]))
+
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     peers = {"all": NAMES[2:], "none": ()}.get(args.peers, tuple(args.peers.split(",")))
@@ -74,6 +79,7 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
                     (report.RESULTS / "growth.svg").write_text(growth.picture(result))
     return results
 
+
 def main() -> None:
     args = arguments()
     if args.list:
@@ -91,6 +97,7 @@ def main() -> None:
     if args.readme:
         readme = ROOT / "README.md"
         readme.write_text(report.rewritten(readme.read_text(), report.section(report.load())))
+
 
 if __name__ == "__main__":
     os.chdir(ROOT)

@@ -11,6 +11,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -74,7 +75,7 @@ def check(batches: Iterable[Any]) -> dict[str, Any]:
 
 
 def versions(requirements: Iterable[str]) -> dict[str, str]:
-    names = (requirement.partition("==")[0] for requirement in requirements)
+    names = (re.split("[=<>]", requirement)[0] for requirement in requirements)
     return {name: metadata.version(name) for name in names}
 
 

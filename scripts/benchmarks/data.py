@@ -46,10 +46,7 @@ def has_pictures(source: Path) -> bool:
 
 def classes(source: Path) -> list[int]:
     """How many samples each class has: what an epoch must deliver."""
-    if has_pictures(source):
-        labels = [label for _, label in files(source)]
-    else:
-        labels = np.load(source / "y.npy").tolist()
+    labels = [label for _, label in files(source)] if has_pictures(source) else np.load(source / "y.npy")
     return np.bincount(labels).tolist()
 
 

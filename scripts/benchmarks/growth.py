@@ -144,16 +144,17 @@ def _replace(out: Path, split: Any, tables: Any, shards: list[Any]) -> None:
     index.write(out / split.index, tables)
     digest = blake3.blake3((out / split.index).read_bytes()).hexdigest()
     samples, nbytes = sum(s.samples for s in shards), sum(s.nbytes for s in shards)
-    changed = dataclasses.replace(
-        split, samples=samples, nbytes=nbytes, index_digest=digest, shards=tuple(shards)
-    )
+    changed = dataclasses.replace(split, samples=samples, nbytes=nbytes, index_digest=digest, shards=tuple(shards))
     manifest = dataclasses.replace(Manifest.load(out), splits={split.name: changed})
     (out / FILE_NAME).write_text(manifest.dump())
 
 
 def table(result: dict[str, Any]) -> str:
     """Every axis with its sizes, and how far from flat it is."""
-    lines = ["**growth.** CPU microseconds a sample of float32 (32, 32); seconds to open a Loader and to its first batch.", ""]
+    lines = [
+        "**growth.** CPU microseconds a sample of float32 (32, 32); seconds to open a Loader and to its first batch.",
+        "",
+    ]
     lines += ["| over | size: figure | largest / smallest size |", "|---|---|---|"]
     for axis, points in result["points"].items():
         figures = ", ".join(f"{n:,}: {value:.3g}" for n, value in points)
@@ -167,7 +168,11 @@ def picture(result: dict[str, Any]) -> str:
     points = result["points"]
     return plot.svg(
         [
-            ("CPU microseconds a sample", "rows, shards or classes", {k: points[k] for k in ("rows", "shards", "classes")}),
+            (
+                "CPU microseconds a sample",
+                "rows, shards or classes",
+                {k: points[k] for k in ("rows", "shards", "classes")},
+            ),
             ("seconds", "rows", {k: points[k] for k in ("open", "first batch")}),
         ]
     )

@@ -162,7 +162,9 @@ class Entry:
         return self.out.with_name(self.out.name + ".log")
 
 
-def run(task: Task, contenders: Sequence[str], folder: Path | None, work: Path, rounds: int, scale: float) -> dict[str, Any]:
+def run(
+    task: Task, contenders: Sequence[str], folder: Path | None, work: Path, rounds: int, scale: float
+) -> dict[str, Any]:
     """The result of one task, as it is saved."""
     begun = os.getloadavg()[0]
     source = data.make(task.data, folder, work, scale)
@@ -277,11 +279,15 @@ def _check(entry: Entry, counts: list[int]) -> None:
 
 def _compare(entries: Sequence[Entry]) -> None:
     """All but the limits (which may deliver nothing) see the same pictures: means within a few gray levels."""
-    means = [(e, e.measure.delivered["mean"]) for e in entries if e.measure.contender != "limits" and not e.way.n_batches]
+    means = [
+        (e, e.measure.delivered["mean"]) for e in entries if e.measure.contender != "limits" and not e.way.n_batches
+    ]
     for entry, mean in means[1:]:
         near = 8 if entry.task.augment else 4 if entry.task.shape[-1] == 3 else 1e-3
         if abs(mean - means[0][1]) > near:
-            entry.measure.note = f"another content: mean {mean:.2f}, {means[0][0].measure.contender} has {means[0][1]:.2f}"
+            entry.measure.note = (
+                f"another content: mean {mean:.2f}, {means[0][0].measure.contender} has {means[0][1]:.2f}"
+            )
             print(f"{entry.task.name} {entry.measure.contender}: {entry.measure.note}", file=sys.stderr)
 
 

@@ -155,7 +155,9 @@ def summary(results: Sequence[Result]) -> str:
             peer = advantage(result, ours, "peers", task.figure)
             share = "" if limit is None else f"{limit[0]:.2f}"
             who, ahead = ("", "") if peer is None else (peer[1], f"{peer[0]:.2f} x")
-            lines.append(f"| {task.name}: {task.title} | {ours['way']} | {short(task, ours)} | {share} | {who} | {ahead} |")
+            lines.append(
+                f"| {task.name}: {task.title} | {ours['way']} | {short(task, ours)} | {share} | {who} | {ahead} |"
+            )
     return "\n".join(lines)
 
 
@@ -180,7 +182,11 @@ def section(results: Sequence[Result]) -> str:
         if m["contender"] not in ("streamkit", "limits") and m["cpu"] and m["settings"]
     }
     absent = {m["contender"]: m["note"] for result in results for m in result["measures"] if not m["cpu"] and m["note"]}
-    lines = [summary(results), "", f"Measured on {machine(results[-1]['facts'])}: samples per CPU-second of all processes,"]
+    lines = [
+        summary(results),
+        "",
+        f"Measured on {machine(results[-1]['facts'])}: samples per CPU-second of all processes,",
+    ]
     lines.append("medians over rounds in which all contenders take turns; wall rates are the best round.")
     lines.append("Every contender, version and target: `scripts/benchmark --table`.")
     if settings:

@@ -92,7 +92,12 @@ TASKS: dict[str, Task] = {
         _read("rows-tf", "float32 (64, 64), tf.data", Target("tf.data", "limits", 0.3), **_ROW),
         _read("photos", "photos beside the bare decode", Target("", "limits", 0.8), **_PHOTO),
         *(
-            _read(f"memory-{n}", f"memory of reading {n:,} rows of 16 KiB", figure="memory", **_ROW | {"data": f"rows-{n}"})
+            _read(
+                f"memory-{n}",
+                f"memory of reading {n:,} rows of 16 KiB",
+                figure="memory",
+                **_ROW | {"data": f"rows-{n}"},
+            )
             for n in (5_000, 20_000, 80_000)
         ),
         # streamkit beside its peers

@@ -10,7 +10,7 @@ from benchmarks.contenders import decoding
 from benchmarks.data import arrays, classes, files, has_pictures
 from benchmarks.tasks import Task, Way
 
-REQUIREMENTS: tuple[str, ...] = ("tensorflow==2.21.0", "tensorflow-datasets==4.9.10", "numpy")
+REQUIREMENTS: tuple[str, ...] = ("tensorflow==2.21.0", "tensorflow-datasets==4.9.10", "importlib_resources", "numpy")
 
 
 def ways(task: Task) -> list[Way]:
@@ -40,8 +40,8 @@ def write(task: Task, way: Way, source: Path, out: Path) -> None:
     n_classes = len(classes(source))
     tfds.dataset_builders.store_as_tfds_dataset(
         "bench",
+        version="1.0.0",
         features=tfds.features.FeaturesDict({"x": payload, "y": tfds.features.ClassLabel(num_classes=n_classes)}),
-        supervised_keys=("x", "y"),
         split_datasets={"train": _samples(source)},
         data_dir=out,
         disable_shuffling=True,
@@ -62,12 +62,12 @@ def open(task: Task, way: Way, source: Path, out: Path) -> Callable[[], Iterable
     pictures = has_pictures(source)
     dataset = builder.as_dataset(
         split="train",
-        shuffle_files=True,
-        as_supervised=True,
         decoders={"x": tfds.decode.SkipDecoding()} if pictures else None,
     ).shuffle(sum(classes(source)))
     if pictures:
         decode = decoding.in_tensorflow(task)
-        dataset = dataset.map(lambda x, y: (decode(x), y), tf.data.AUTOTUNE, deterministic=False)
+        dataset = dataset.map(lambda s: (decode(s["x"]), s["y"]), tf.data.AUTOTUNE, deterministic=False)
+    else:
+        dataset = dataset.map(lambda s: (s["x"], s["y"]), tf.data.AUTOTUNE, deterministic=False)
     prefetched = dataset.batch(task.batch_size).prefetch(tf.data.AUTOTUNE)
     return lambda: prefetched
