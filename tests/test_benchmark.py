@@ -110,7 +110,7 @@ def test_the_contract_sees_shapes_labels_and_content() -> None:
     found = child.check([(x[:2], y[:2]), (x[2:], y[2:, None])])
     assert found == {
         "shape": [2, 2, 4],
-        "last": [1, 2, 4],
+        "rest": [1, 2, 4],
         "dtype": "uint8",
         "classes": [1, 0, 2],
         "mean": x.mean(),

@@ -1,7 +1,7 @@
 """The process of one contender: `python -m benchmarks.child CONTENDER TASK WAY VERB SOURCE OUT`.
 
 Verbs: `write` makes the contender's files in OUT; `first` delivers one batch; `serve` obeys lines on stdin (open, check,
-epoch, quit) and answers each with one line of JSON. Only answers reach stdout: whatever libraries print goes to stderr.
+epoch) and answers each with one line of JSON. Only answers reach stdout: whatever libraries print goes to stderr.
 CPU time is that of this process and its descendants, the dead and the living, in nanoseconds of the scheduler.
 """
 
@@ -65,8 +65,8 @@ def check(batches: Iterable[Any]) -> dict[str, Any]:
         total += float(x.mean(dtype=np.float64)) * len(x)
         mixed.append(int((found > 0).sum()))
     return {
-        "shape": shapes[0],
-        "last": shapes[-1],
+        "shape": max(shapes),
+        "rest": min(shapes),  # of the one batch that is not full; it need not come last
         "dtype": dtype,
         "classes": counts.tolist(),
         "mean": total / counts.sum(),
@@ -90,14 +90,12 @@ def serve(epoch: Callable[[], Callable[[], Iterable[Any]]], requirements: Iterab
             found = check(batches())
             ended = cpu()
             answer(found)
-        elif verb == "epoch":
+        else:
             started = time.perf_counter()
             samples = drain(batches())
             wall = time.perf_counter() - started
             spent, ended = cpu() - ended, cpu()  # what was read ahead between two epochs counts too
             answer({"wall": wall, "cpu": spent, "samples": samples})
-        else:
-            return
 
 
 def main() -> None:
@@ -124,14 +122,11 @@ def main() -> None:
     elif verb == "first":
         next(iter(epoch()()))
         answer({"versions": versions(module.REQUIREMENTS)})
-        channel.flush()
         os._exit(0)  # what is read ahead is not asked for
     else:
         module.load()
         answer({})
         serve(epoch, module.REQUIREMENTS, answer)
-        channel.flush()
-        os._exit(0)  # some loaders wait for their threads for ever
 
 
 if __name__ == "__main__":

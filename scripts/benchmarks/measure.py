@@ -128,8 +128,11 @@ class Session:
         try:
             os.killpg(self.process.pid, signal.SIGKILL)  # its own group: this process and its workers, nothing else
         except ProcessLookupError:
-            pass
-        self.process.communicate()
+            pass  # all of it has ended
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 def environment() -> dict[str, str]:
@@ -179,11 +182,9 @@ def run(
             except NotInstallable as error:
                 measure.note = f"not installable: {error}"
             if not measure.note:
-                out = work / "out" / f"{contender}-{task.data}-{way.form}"
-                if task.kind == "write":
-                    out = out.with_name(f"{out.name}-{task.name}")
+                out = work / "out" / task.data / f"{contender}-{way.form}"
                 entries.append(Entry(task, way, python, source, out, measure))
-    (work / "out").mkdir(exist_ok=True)
+    (work / "out" / task.data).mkdir(parents=True, exist_ok=True)
     turns = {"read": _read, "write": _write, "start": _start}[task.kind]
     turns(entries, rounds, counts)
     return {
@@ -237,11 +238,12 @@ def _build(entry: Entry) -> None:
         session = Session(entry.command("write"), entry.log)
         try:
             session.answer()
-        except Failed:
-            session.close()
+            session.process.wait()
+        except BaseException:
             _remove(entry.out)
             raise
-        session.process.communicate()
+        finally:
+            session.close()
 
 
 def _open(entry: Entry) -> None:
@@ -271,7 +273,7 @@ def _check(entry: Entry, counts: list[int]) -> None:
     expected: dict[str, Any] = {"shape": [min(task.batch_size, sum(counts)), *task.shape], "dtype": task.dtype}
     if entry.way.n_batches is None:
         rest = sum(counts) % task.batch_size or task.batch_size
-        expected |= {"classes": counts, "last": [rest, *task.shape]}
+        expected |= {"classes": counts, "rest": [rest, *task.shape]}
     for name, value in expected.items():
         if found[name] != value:
             raise Failed(f"another contract: {name} is {found[name]}, expected {value}"[:200])
@@ -299,6 +301,8 @@ def _epoch(entry: Entry) -> None:
 
 
 def _write(entries: Sequence[Entry], rounds: int, counts: list[int]) -> None:
+    for entry in entries:
+        _remove(entry.out)  # another task may have left it
     for _ in range(rounds):
         entries = _each(entries, _whole, "write")
 
@@ -314,19 +318,22 @@ def _start(entries: Sequence[Entry], rounds: int, counts: list[int]) -> None:
 def _whole(entry: Entry, verb: str) -> None:
     """One whole process, from its start to its end, or to its first batch."""
     if verb == "write":
-        _remove(entry.out)
         os.sync()  # what others wrote is not written back on this one's time
     started = time.perf_counter()
     session = Session(entry.command(verb), entry.log)
-    with Peaks(session.process.pid) as peaks:
-        assert session.process.stdin is not None and session.process.stdout is not None
-        line = session.process.stdout.readline()
-        wall = time.perf_counter() - started
-        _, status, used = os.wait4(session.process.pid, 0)
+    try:
+        with Peaks(session.process.pid) as peaks:
+            assert session.process.stdout is not None
+            line = session.process.stdout.readline()
+            wall = time.perf_counter() - started
+            _, status, used = os.wait4(session.process.pid, 0)
+            session.process.returncode = os.waitstatus_to_exitcode(status)
         if verb == "write":
             wall = time.perf_counter() - started
-    session.process.returncode = os.waitstatus_to_exitcode(status)
-    session.close()
+    finally:
+        session.close()
+        if verb == "write":
+            _remove(entry.out)
     if status:
         raise Failed(session.last_words())
     answer = json.loads(line) if line else {}

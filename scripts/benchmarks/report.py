@@ -150,6 +150,8 @@ def summary(results: Sequence[Result]) -> str:
     ]
     for result in results:
         task = TASKS[result["task"]]
+        if not task.name[0].isupper():
+            continue  # those beside the limits alone; --table has them
         for ours in measured(result, "streamkit"):
             limit = advantage(result, ours, "limits", task.figure)
             peer = advantage(result, ours, "peers", task.figure)

@@ -1,7 +1,8 @@
 """What is measured: each task's data, contract and targets. Nothing here runs anything.
 
-The contract of a reading task: every sample once an epoch in full shuffle, batches (x, y) of `batch_size` with the last one
-shorter, x of `shape` and `dtype`, y the class numbers. Pictures are JPEG files in class folders; arrays are x.npy and y.npy.
+The contract of a reading task: every sample once an epoch in full shuffle, batches (x, y) of `batch_size`, one of them
+shorter, x of `shape` and `dtype`, y the class numbers. Pictures are JPEG files in class folders; arrays are x.npy and
+y.npy.
 """
 
 from __future__ import annotations

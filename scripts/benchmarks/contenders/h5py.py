@@ -20,11 +20,11 @@ def ways(task: Task) -> list[Way]:
     if task.name not in ("R3b", "R4", "R5", "R5-guess"):
         return []
     form = None if task.data.startswith("gzip") else "data"
-    n_batches = {"R5": 8, "R5-guess": 2}.get(task.name)
-    part = f", {n_batches} batches an epoch" if n_batches else ""
+    few = {"R5": (8, None), "R5-guess": (2, 16)}.get(task.name, (None, None))
+    kinds = (("sorted fancy indexing", "shuffled"), ("contiguous slices", "not shuffled"))
     return [
-        Way("sorted fancy indexing", f"shuffled{part}", form, n_batches),
-        Way("contiguous slices", "not shuffled", form),
+        Way(name, settings + (f", {n} batches an epoch" if n else ""), form, n)
+        for (name, settings), n in zip(kinds, few, strict=True)
     ]
 
 
