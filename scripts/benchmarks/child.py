@@ -121,7 +121,7 @@ def main() -> None:
         answer({"startup": startup, "versions": versions(module.REQUIREMENTS)})
     elif verb == "first":
         next(iter(epoch()()))
-        answer({"versions": versions(module.REQUIREMENTS)})
+        answer({})
         os._exit(0)  # what is read ahead is not asked for
     else:
         module.load()

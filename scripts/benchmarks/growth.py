@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import measure, plot
+from benchmarks.environments import ROOT
 
 TITLE = "time a sample over rows, shards and classes; time to open"
 ROWS = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -78,7 +79,7 @@ def _sizes(sizes: tuple[int, ...], scale: float, least: int) -> list[int]:
 
 def _child(out: Path) -> list[float]:
     command = [sys.executable, "-c", _CHILD, str(out)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=measure.ROOT)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     return list(json.loads(done.stdout))
 
 

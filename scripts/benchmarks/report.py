@@ -139,7 +139,7 @@ def machine(facts: Mapping[str, Any]) -> str:
 
 def versions(result: Result) -> str:
     found = {name: version for m in result["measures"] for name, version in sorted(m["versions"].items())}
-    return "Versions: " + ", ".join(f"{name} {version}" for name, version in found.items()) + "."
+    return "Versions: " + ", ".join(f"{name} {version}" for name, version in found.items()) + "." if found else ""
 
 
 def summary(results: Sequence[Result]) -> str:
