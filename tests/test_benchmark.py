@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import child, data, measure, plot, report, tasks
+from benchmarks import child, data, growth, measure, plot, report, tasks
 from benchmarks.contenders import NAMES
 from benchmarks.tasks import TASKS, Target
 from converting import ROOT
@@ -97,7 +97,16 @@ def test_a_readme_without_its_markers_is_left_alone(readme: str) -> None:
 
 def test_the_readme_claims_what_the_kept_results_say_and_nothing_else() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert report.rewritten(readme, report.section(report.load())) == readme
+    flat = report.kept("growth")
+    text = report.section(report.load(), growth.sentence(flat) if flat else "")
+    assert report.rewritten(readme, text) == readme
+
+
+def test_growth_is_told_in_one_sentence_and_drawn() -> None:
+    flat = [[10, 2.0], [1000, 3.0]]
+    facts = {"points": dict.fromkeys(("rows", "shards", "classes", "open", "first batch"), flat)}
+    assert "from 10 to 1,000 rows 1.50 times" in growth.sentence(facts)
+    assert growth.picture(facts).count("<polyline") == 5 and "| rows | 10: 2, 1,000: 3 | 1.50 |" in growth.table(facts)
 
 
 def test_the_section_names_settings_and_who_is_missing() -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def listing() -> str:
     return "\n".join([*tasks, f"{'growth':18} {growth.TITLE}", "", f"contenders: {', '.join(NAMES)}"])
 
 
-def print_tables(results: list[dict[str, Any]]) -> None:
+def print_tables(results: Sequence[Mapping[str, Any]]) -> None:
     for result in results:
         print(growth.table(result) if result["task"] == "growth" else report.table(result), end="\n\n")
     print(report.targets([result for result in results if result["task"] != "growth"]))
@@ -90,8 +91,8 @@ def main() -> None:
         print(listing())
         return
     if args.table:
-        kept = report.RESULTS / "growth.json"
-        print_tables([*report.load(), *([json.loads(kept.read_text())] if kept.exists() else [])])
+        kept = report.kept("growth")
+        print_tables([*report.load(), *([kept] if kept else [])])
     elif args.save or not args.readme:
         results = measured(args)
         if args.json:
@@ -99,8 +100,9 @@ def main() -> None:
         else:
             print_tables(results)
     if args.readme:
-        readme = ROOT / "README.md"
-        readme.write_text(report.rewritten(readme.read_text(), report.section(report.load())))
+        readme, kept = ROOT / "README.md", report.kept("growth")
+        text = report.section(report.load(), growth.sentence(kept) if kept else "")
+        readme.write_text(report.rewritten(readme.read_text(), text))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -152,7 +153,7 @@ def _replace(out: Path, split: Any, tables: Any, shards: list[Any]) -> None:
     (out / FILE_NAME).write_text(manifest.dump())
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: Mapping[str, Any]) -> str:
     """Every axis with its sizes, and how far from flat it is."""
     lines = [
         "**growth.** CPU microseconds a sample of float32 (32, 32); seconds to open a Loader and to its first batch.",
@@ -162,11 +163,22 @@ def table(result: dict[str, Any]) -> str:
     for axis, points in result["points"].items():
         figures = ", ".join(f"{n:,}: {value:.3g}" for n, value in points)
         lines.append(f"| {axis} | {figures} | {points[-1][1] / points[0][1]:.2f} |")
-    n, seconds = result["points"]["open"][-1]
-    return "\n".join([*lines, "", f"Open with {n:,} rows: {seconds:.2f} s, wanted < {OPEN_LIMIT_S:g} s."])
+    return "\n".join([*lines, "", sentence(result)])
 
 
-def picture(result: dict[str, Any]) -> str:
+def sentence(result: Mapping[str, Any]) -> str:
+    """How flat it is, in one sentence."""
+    points = result["points"]
+    n, seconds = points["open"][-1]
+    spans = (
+        f"from {points[axis][0][0]:,} to {points[axis][-1][0]:,} {axis} {points[axis][-1][1] / points[axis][0][1]:.2f} times"
+        for axis in ("rows", "shards", "classes")
+    )
+    opening = f"opening {n:,} rows takes {seconds:.2f} s (wanted: < {OPEN_LIMIT_S:g} s)"
+    return f"A sample's CPU time grows {', '.join(spans)}; {opening}."
+
+
+def picture(result: Mapping[str, Any]) -> str:
     """One SVG: time a sample by rows, shards and classes beside the time to open by rows."""
     points = result["points"]
     return plot.svg(

@@ -64,7 +64,7 @@ class Entry:
 
     @property
     def log(self) -> Path:
-        return self.out.with_name(self.out.name + ".log")
+        return self.out.parent / f"{self.measure.contender}, {self.way.name}.log"
 
 
 def run(

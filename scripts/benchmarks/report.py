@@ -22,10 +22,15 @@ Measure = Mapping[str, Any]
 Result = Mapping[str, Any]
 
 
-def load(folder: Path = RESULTS) -> list[Result]:
-    """Saved results of tasks, in the tasks' order."""
-    files = (folder / f"{name}.json" for name in TASKS)
-    return [json.loads(file.read_text()) for file in files if file.exists()]
+def kept(name: str) -> Result | None:
+    """The saved result of a task."""
+    file = RESULTS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def load() -> list[Result]:
+    """Saved results of all tasks but growth, in the tasks' order."""
+    return [result for name in TASKS if (result := kept(name)) is not None]
 
 
 def ratios(theirs: Sequence[float], ours: Sequence[float]) -> float:
@@ -173,8 +178,8 @@ def short(task: Task, m: Measure) -> str:
     return f"{1 / median(cost(m, 'cpu')):,.0f} per CPU-s"
 
 
-def section(results: Sequence[Result]) -> str:
-    """What stands between the README's markers."""
+def section(results: Sequence[Result], growth: str = "") -> str:
+    """What stands between the README's markers; `growth` is what that task has to say."""
     if not results:
         return NOTHING_YET
     settings = {
@@ -195,6 +200,8 @@ def section(results: Sequence[Result]) -> str:
         lines += ["", f"Peers ran with their fast settings: {'; '.join(settings)}."]
     if absent:
         lines += ["", "Without a figure: " + "; ".join(f"{name} ({note})" for name, note in absent.items()) + "."]
+    if growth:
+        lines += ["", growth]
     return "\n".join(lines)
 
 
