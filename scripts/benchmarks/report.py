@@ -143,8 +143,12 @@ def machine(facts: Mapping[str, Any]) -> str:
 
 
 def versions(result: Result) -> str:
-    found = {name: version for m in result["measures"] for name, version in sorted(m["versions"].items())}
-    return "Versions: " + ", ".join(f"{name} {version}" for name, version in found.items()) + "." if found else ""
+    found = {
+        m["contender"]: ", ".join(f"{name} {version}" for name, version in sorted(m["versions"].items()))
+        for m in result["measures"]
+        if m["versions"]
+    }
+    return "; ".join(f"{contender}: {text}" for contender, text in found.items()) + "." if found else ""
 
 
 def summary(results: Sequence[Result]) -> str:

@@ -24,9 +24,10 @@ def ways(task: Task) -> list[Way]:
 
 
 def load() -> None:
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
-    assert tfds
+    assert tf and tfds
 
 
 def write(task: Task, way: Way, source: Path, out: Path) -> None:
