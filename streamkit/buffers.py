@@ -42,7 +42,7 @@ class Buffers:
         keep_nbytes: and how many bytes of all; the sizes used longest ago are forgotten first.
     """
 
-    def __init__(self, keep: int, keep_nbytes: int = 1 << 30) -> None:
+    def __init__(self, keep: int = 1, keep_nbytes: int = 1 << 30) -> None:
         self.keep, self.keep_nbytes = keep, keep_nbytes
         self._lock = threading.Lock()
         self._owned: OrderedDict[int, list[npt.NDArray[np.uint8]]] = OrderedDict()

@@ -33,16 +33,12 @@ from streamkit.manifest import Manifest
 from streamkit.order import Batches, Cursor, Order
 from streamkit.reader import Reader
 from streamkit.schema import Schema
+from streamkit.sizing import Sizing, sample_nbytes
 from streamkit.skipping import Skips
 from streamkit.units import size, whole
 from streamkit.view import Spec, View, needed_extras
 
-_SINGLES = 64  # samples made together when they are delivered one by one
-_PREFETCH = 2  # tasks done ahead beyond those under way
-_TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
-_TOGETHER_NBYTES = 8 << 20
 _BUDGET_NBYTES = 1 << 30
-_USUAL_RATIO = 4  # zlib on numbers; the index does not say the decoded size of ragged arrays
 
 
 class Loader:
@@ -173,10 +169,9 @@ class Loader:
         self._next_epoch, self._resume_at, self._held = 0, 0, False
 
     def _makers(self) -> None:
-        # Two arrays of each size may be under way a batch: a picture's pixels and the same as floats.
-        self._buffers = Buffers(2 * self.num_workers + _PREFETCH + 2, keep_nbytes=self.memory_budget)
+        self._buffers = Buffers(keep_nbytes=self.memory_budget)
         self._maker = BatchMaker(self._reader, self.view, self.batch_size is not None, self._buffers, self._order.seed)
-        self._buffers.keep *= self._n_together(len(self))
+        self._buffers.keep = self._sizing.n_buffers
 
     def _chunk_windows(self, n: int) -> tuple[Any, int]:
         """Where chunks begin among the chosen rows, and how many are mixed at once, for chunked fields.
@@ -315,19 +310,12 @@ class Loader:
 
     def stream(self, epoch: int, numbers: range) -> Iterator[Any]:
         """Batches `numbers` of an epoch, made ahead in threads, in order."""
-        step = self._n_together(len(numbers))
+        step = self._sizing.n_together
         groups = [numbers[i : i + step] for i in range(0, len(numbers), step)]
         for made in in_order(lambda group: self._make(epoch, group), groups, self.num_workers, self.depth):
             made.reverse()
             while made:
                 yield made.pop()  # the batch is the caller's now; its buffer is free when they drop it
-
-    def _n_together(self, n: int) -> int:
-        """Batches made by one task, of `n` in all; every thread gets several tasks."""
-        if self.batch_size is None:
-            return _SINGLES
-        fitting = _TOGETHER_NBYTES // max(1, self.batch_nbytes)
-        return max(1, min(_TOGETHER, fitting, n // (4 * max(1, self.num_workers))))
 
     def _make(self, epoch: int, numbers: range) -> list[Any]:
         if self.batch_size is not None:
@@ -336,40 +324,26 @@ class Loader:
         made = self._good(rows, lambda rows: self._maker.make_each(rows, epoch), 0, epoch, numbers[-1])
         return [self._maker.structure(sample) for sample in made]
 
+    @cached_property
+    def _sizing(self) -> Sizing:
+        nbytes = sample_nbytes(self.specs, self.schema, self._reader.columns)
+        return Sizing(nbytes, self.batch_size, len(self), self.num_workers, self.memory_budget)
+
+    @property
+    def sample_nbytes(self) -> int:
+        """Size of a sample while it is made [B]; of axes that vary, the longest stored one counts."""
+        return self._sizing.sample_nbytes
+
     @property
     def depth(self) -> int:
         """Tasks under way or waiting: as many as the budget holds, at least one."""
-        return max(1, min(self.num_workers + _PREFETCH, self.memory_budget // 2 // max(1, self._task_nbytes)))
-
-    @property
-    def _task_nbytes(self) -> int:
-        """What one task makes [B]; `batch_nbytes` of single samples counts a whole task already."""
-        return self.batch_nbytes * (1 if self.batch_size is None else self._n_together(len(self)))
-
-    @cached_property
-    def batch_nbytes(self) -> int:
-        """Size of a batch while it is made [B]; of axes that vary, the longest stored sample counts."""
-        total = 0
-        for name, spec in self.specs.items():
-            known = int(np.prod([d for d in spec.shape if d is not None], dtype=np.int64))
-            item = 16 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
-            shapes, lengths = (self._reader.columns.get(f"{name}.{kind}") for kind in ("shape", "length"))
-            if name in self.schema and self.schema[name].is_image:
-                item += spec.dtype != "uint8"  # the pixels themselves
-            if None not in spec.shape:
-                total += known * item
-            elif shapes is not None and len(shapes):
-                total += int(shapes.max(axis=0).astype(np.int64).prod()) * item
-            elif lengths is not None and len(lengths):
-                packed = self.schema[name].encoding == "zlib"
-                total += int(lengths.max()) * (_USUAL_RATIO if packed else 1)
-        return total * (self.batch_size or _SINGLES)
+        return self._sizing.depth
 
     @property
     def memory_bound(self) -> int:
         """What the loader's batches and decoded chunks take at most [B], whatever the dataset's size."""
         chunked = any(f.chunk_rows is not None for f in self._reader.fields)
-        return (self.depth + self.num_workers + 1) * self._task_nbytes + (self.memory_budget // 4 if chunked else 0)
+        return self._sizing.bound_nbytes + (self.memory_budget // 4 if chunked else 0)
 
     # Resume
 
@@ -401,7 +375,7 @@ class Loader:
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         del state["_buffers"], state["_maker"]
-        state.pop("batch_nbytes", None)
+        state.pop("_sizing", None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

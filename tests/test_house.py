@@ -47,7 +47,7 @@ FLOORS = {
 }
 # Modules at the top that are parts of a room.
 ROOMS = dict.fromkeys(
-    ("ahead", "augment", "batch", "buffers", "choose", "payloads", "pictures", "skipping", "view"), "loader"
+    ("ahead", "augment", "batch", "buffers", "choose", "payloads", "pictures", "sizing", "skipping", "view"), "loader"
 ) | {"commands": "cli"}
 
 # Longer than 300 lines, and known to be.

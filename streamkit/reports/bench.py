@@ -125,7 +125,7 @@ def bench(
         "one_thread": _per_second(total),
         "loader": rate,
         "frontend": delivered,
-        "limits": _limits(reader, rows, shards, first_read, loader.batch_nbytes / batch_size, budget_s),
+        "limits": _limits(reader, rows, shards, first_read, loader.sample_nbytes, budget_s),
         "bound": max(seconds, key=lambda name: seconds[name]),
         "advice": [change.to_json() | {"text": change.text()} for change in found],
     }
@@ -163,7 +163,7 @@ def _running(batches_of_epoch: Iterable[Any], batch_size: int, budget_s: float) 
 
 
 def _limits(
-    reader: Reader, rows: Any, shards: Sequence[Path], first_read: float, batch_nbytes: float, budget_s: float
+    reader: Reader, rows: Any, shards: Sequence[Path], first_read: float, sample_nbytes: int, budget_s: float
 ) -> dict[str, Any]:
     """The machine's own limits in bytes and in samples a second."""
     stored = reader.split.nbytes / reader.split.samples
@@ -171,7 +171,7 @@ def _limits(
     out: dict[str, Any] = {
         "first read": {"bytes_per_s": round(first_read), "samples_per_s": round(first_read / stored, 1)},
         "page cache read": {"bytes_per_s": round(cached), "samples_per_s": round(cached / stored, 1)},
-        "memcpy of a batch": {"bytes_per_s": round(copied), "samples_per_s": round(copied / max(1, batch_nbytes), 1)},
+        "memcpy of a batch": {"bytes_per_s": round(copied), "samples_per_s": round(copied / max(1, sample_nbytes), 1)},
     }
     encoded = [f for f in reader.fields if f.kind == "image" and f.is_encoded_image]
     if encoded:

@@ -1,0 +1,91 @@
+"""How much is made ahead of use: arithmetic on the size of a sample, the memory budget and the number of threads.
+
+>>> small = Sizing(sample_nbytes=3072, batch_size=256, n_batches=200, n_threads=2, budget_nbytes=1 << 30)
+>>> small.n_together, small.depth, small.bound_nbytes >> 20
+(8, 4, 42)
+>>> Sizing(1 << 20, 256, 200, 2, 1 << 30).n_together
+1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.schema import Schema
+from streamkit.view import Spec
+
+_SINGLES = 64  # samples made together when they are delivered one by one
+_PREFETCH = 2  # tasks done ahead beyond those under way
+_TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
+_TOGETHER_NBYTES = 8 << 20
+_USUAL_RATIO = 4  # zlib on numbers; the index does not say the decoded size of ragged arrays
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What a loader's threads do at once. A task makes several small batches, one large one, or some single samples.
+
+    Attributes:
+        sample_nbytes: of a sample while it is made [B].
+        batch_size: samples a batch; None: single samples.
+        n_batches: in an epoch.
+        n_threads: that make them; 0: the caller's.
+        budget_nbytes: for what is made ahead, and as much again for what is decoded [B].
+    """
+
+    sample_nbytes: int
+    batch_size: int | None
+    n_batches: int
+    n_threads: int
+    budget_nbytes: int
+
+    @property
+    def n_together(self) -> int:
+        """Batches (or single samples) made by one task; every thread gets several tasks an epoch."""
+        if self.batch_size is None:
+            return _SINGLES
+        fitting = _TOGETHER_NBYTES // max(1, self.sample_nbytes * self.batch_size)
+        return max(1, min(_TOGETHER, fitting, self.n_batches // (4 * max(1, self.n_threads))))
+
+    @property
+    def task_nbytes(self) -> int:
+        """What one task makes [B]."""
+        return self.sample_nbytes * (self.batch_size or 1) * self.n_together
+
+    @property
+    def depth(self) -> int:
+        """Tasks under way or waiting: as many as the budget holds, at least one."""
+        return max(1, min(self.n_threads + _PREFETCH, self.budget_nbytes // 2 // max(1, self.task_nbytes)))
+
+    @property
+    def n_buffers(self) -> int:
+        """Arrays of one size worth keeping: two a batch may be under way, a picture's pixels and the same as floats."""
+        return (2 * self.n_threads + _PREFETCH + 2) * self.n_together
+
+    @property
+    def bound_nbytes(self) -> int:
+        """What all tasks take at most [B]."""
+        return (self.depth + self.n_threads + 1) * self.task_nbytes
+
+
+def sample_nbytes(specs: Mapping[str, Spec], schema: Schema, columns: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Size of a sample while it is made [B]; of axes that vary, the longest stored sample counts."""
+    total = 0
+    for name, spec in specs.items():
+        known = int(np.prod([d for d in spec.shape if d is not None], dtype=np.int64))
+        item = 16 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize
+        shapes, lengths = (columns.get(f"{name}.{kind}") for kind in ("shape", "length"))
+        if name in schema and schema[name].is_image:
+            item += spec.dtype != "uint8"  # the pixels themselves
+        if None not in spec.shape:
+            total += known * item
+        elif shapes is not None and len(shapes):
+            total += int(shapes.max(axis=0).astype(np.int64).prod()) * item
+        elif lengths is not None and len(lengths):
+            total += int(lengths.max()) * (_USUAL_RATIO if schema[name].encoding == "zlib" else 1)
+    return total
