@@ -74,6 +74,7 @@ class Split:
     chunks_digest: str | None = None
 
     def __post_init__(self) -> None:
+        plain_name(self.name)
         plain_name(self.index)
         if self.chunks is not None:
             plain_name(self.chunks)

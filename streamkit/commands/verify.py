@@ -31,7 +31,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from streamkit.errors import DamagedError
+    from streamkit.errors import DamagedError, RefusedError
     from streamkit.health import verify
     from streamkit.reports.health import as_json, as_text, counted
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     )
     print(json.dumps(as_json(report), indent=1) if args.json else as_text(report))
     if not report.ok:
-        raise DamagedError(
+        raise (RefusedError if report.refused else DamagedError)(
             counted(report),
             path=args.out,
             hint=f"Run `streamkit repair {args.out} --source SRC`, or with --drop instead of --source.",

@@ -148,7 +148,7 @@ class Check:
         except FileNotFoundError:
             yield Problem(name, "is missing")
         except RefusedError as error:
-            yield Problem(name, error.what)
+            yield Problem(name, error.what, refused=True)
         else:
             if size != nbytes:
                 yield Problem(name, f"has {size} bytes, the manifest says {nbytes}")

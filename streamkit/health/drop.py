@@ -76,7 +76,7 @@ def without_damaged(
         splits[name] = writer.write(damaged)
         lost += writer.lost
     statistics = _statistics(new, manifest, splits)
-    bad = [*_skipped(root, damaged), *(BadItem(str(p.key), p.reason) for p in lost)]
+    bad = [*_skipped(root, manifest, damaged), *(BadItem(str(p.key), p.reason) for p in lost)]
     rest = replace(manifest, splits=splits, statistics=statistics, skipped=manifest.skipped + len(lost), files={})
     rest = replace(rest, files=write_side_files(new, rest, bad))
     write_atomic(new / FILE_NAME, rest.dump().encode())
@@ -85,13 +85,16 @@ def without_damaged(
     return rest, tuple(lost)
 
 
-def _skipped(root: Path, damaged: set[str]) -> list[BadItem]:
+def _skipped(root: Path, manifest: Manifest, damaged: set[str]) -> list[BadItem]:
     """Items that were skipped before, as far as their list is whole."""
     path = root / "skipped.jsonl"
-    if path.name in damaged or not path.is_file():
+    if path.name in damaged or path.name not in manifest.files:
         return []
-    items = [json.loads(line) for line in path.read_text().splitlines()]
-    return [BadItem(str(item["key"]), str(item["reason"])) for item in items]
+    try:
+        items = [json.loads(line) for line in path.read_text().splitlines()]
+        return [BadItem(str(item["key"]), str(item["reason"])) for item in items]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedError(f"is no list of skipped items: {error}", path=path) from None
 
 
 def _keep_strangers(root: Path, new: Path, manifest: Manifest) -> None:

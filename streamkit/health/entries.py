@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkit.errors import StreamkitError
+from streamkit.errors import RefusedError, StreamkitError
 from streamkit.health.report import Problem
 from streamkit.index import Index
 from streamkit.manifest import Manifest, Split
@@ -181,7 +181,8 @@ def open_entries(root: Path, manifest: Manifest, split: Split) -> tuple[Entries 
     try:
         entries = Entries(root, manifest, split)
     except StreamkitError as error:
-        return None, [Problem(Path(error.path or split.index).name, error.what)]
+        refused = isinstance(error, RefusedError)
+        return None, [Problem(Path(error.path or split.index).name, error.what, refused=refused)]
     problems = entries.problems(manifest)
     return (entries if not problems else None), problems
 

@@ -19,12 +19,14 @@ class Problem:
         reason: what is wrong with it.
         record: number of the record in its shard (from 0), or None where it is about the file.
         key: key of that record, or None.
+        refused: True where it was not opened, for safety.
     """
 
     file: str
     reason: str
     record: int | None = None
     key: str | None = None
+    refused: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"shard": self.file, "record": self.record, "key": self.key, "reason": self.reason}
@@ -56,6 +58,11 @@ class Report:
     def ok(self) -> bool:
         """True when nothing is wrong."""
         return not self.problems
+
+    @property
+    def refused(self) -> bool:
+        """True when something was not opened, for safety."""
+        return any(problem.refused for problem in self.problems)
 
     @property
     def damaged_files(self) -> tuple[str, ...]:

@@ -236,7 +236,7 @@ def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -
     return range_columns(field.name, offsets, lengths, crcs)
 
 
-def _dataset(file: Any, name: str) -> Any:
+def own_dataset(file: Any, name: str) -> Any:
     """A dataset that lies in this file itself. ValueError for links and for values that other files hold."""
     parts = name.split("/")
     for i in range(len(parts)):  # a link on the way leads out of the file as well
@@ -250,10 +250,10 @@ def _dataset(file: Any, name: str) -> Any:
 
 def _layout(file: Any, field: Field, size: int) -> tuple[int, int, npt.NDArray[np.int64]]:
     """Samples, address of the values [B] and their offsets from it [B] (n + 1). `size`: of the file [B]."""
-    dataset = _dataset(file, field.name)
+    dataset = own_dataset(file, field.name)
     base = int(dataset.id.get_offset() or 0)
     if is_flat(field):
-        stored = _dataset(file, f"{field.name}_offsets")
+        stored = own_dataset(file, f"{field.name}_offsets")
         if stored.dtype != np.int64 or stored.ndim != 1 or not 0 < stored.size * 8 <= size:
             raise ValueError(f"the offsets of {field.name!r} are no int64 (n + 1,)")
         offsets = np.asarray(stored[:])
@@ -281,7 +281,7 @@ def _chunk_places(path: Path, schema: Schema, n: int) -> tuple[dict[str, Any], d
     lengths: list[int] = []
     with h5py.File(path, "r") as file:
         for field in fields:
-            dataset = _dataset(file, field.name).id
+            dataset = own_dataset(file, field.name).id
             found = [dataset.get_chunk_info(i) for i in range(dataset.get_num_chunks())]
             if len(found) != -(-n // int(field.chunk_rows or 1)):
                 raise ValueError(f"{field.name!r} has {len(found)} chunks for {n} samples")

@@ -24,8 +24,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from streamkit.errors import DamagedError
 from streamkit.schema import Field, Schema
-from streamkit.shards.hdf5 import is_flat, make_group, write_class_names
+from streamkit.shards.hdf5 import is_flat, make_group, own_dataset, write_class_names
 
 
 def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -> None:
@@ -69,13 +70,16 @@ def _create_virtual(
 def _join_flat(out: Any, folder: Path, field: Field, shards: Sequence[tuple[str, int]]) -> None:
     offsets, shapes, sizes, described = [np.zeros(1, np.int64)], [], [], None
     for name, _ in shards:
-        with h5py.File(folder / name, "r") as file:
-            own = file[f"{field.name}_offsets"][:]
-            offsets.append(own[1:] + offsets[-1][-1])
-            sizes.append(int(own[-1]))
-            described = file[field.name].attrs.get("streamkit", described)
-            if f"{field.name}_shapes" in file:
-                shapes.append(file[f"{field.name}_shapes"][:])
+        try:
+            with h5py.File(folder / name, "r") as file:
+                own = own_dataset(file, f"{field.name}_offsets")[:]
+                offsets.append(own[1:] + offsets[-1][-1])
+                sizes.append(int(own[-1]))
+                described = own_dataset(file, field.name).attrs.get("streamkit", described)
+                if f"{field.name}_shapes" in file:
+                    shapes.append(own_dataset(file, f"{field.name}_shapes")[:])
+        except ValueError as error:
+            raise DamagedError(f"cannot be read as a shard: {error}", shard=name) from None
     sources = [(name, size) for (name, _), size in zip(shards, sizes, strict=True)]
     dataset = _create_virtual(out, field.name, np.dtype(np.uint8), (sum(sizes),), sources)
     if described is not None:

@@ -1,0 +1,255 @@
+"""Datasets that someone made to do harm: refused before anything outside them is opened. FAULTS cases 81 to 90."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import blake3
+import h5py
+import numpy as np
+import pytest
+import reading
+
+import streamkit
+from streamkit import DamagedError, RefusedError, StreamkitError
+from streamkit.cli import main
+from streamkit.manifest import canonical
+
+Copied = Callable[[str], Path]
+NAMES = [
+    "../outside/secret",
+    "/etc/passwd",
+    "C:\\x",
+    "..%2fsecret",
+    "a\0b",
+    "file:secret",
+    "pipe:id",
+    "s3::x",
+    "http://169.254.169.254/latest",
+    "",
+    "..",
+]
+PLACES = ["shard", "index", "chunks", "side file", "split"]
+
+
+def sign(path: Path, change: Callable[[dict[str, Any]], None] = lambda data: None) -> None:
+    """Rewrite a manifest with other facts and digests that agree: what a hostile writer can do."""
+    data = json.loads((path / "manifest.json").read_text())
+    del data["dataset_id"]
+    for split in data["splits"].values():
+        for entry in (*split["shards"], split["index"], *([split["chunks"]] if "chunks" in split else [])):
+            content = (path / entry["file"]).read_bytes()
+            entry["digest"] = blake3.blake3(content).hexdigest()
+            if "bytes" in entry:
+                entry["bytes"] = len(content)
+    change(data)
+    data["dataset_id"] = blake3.blake3(canonical(data).encode()).hexdigest()
+    (path / "manifest.json").write_text(canonical(data))
+
+
+def rename(place: str, name: str) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        split = data["splits"]["train"]
+        if place == "shard":
+            split["shards"][1]["file"] = name
+        elif place == "side file":
+            data["files"][name] = data["files"].pop("train.h5")
+        elif place == "split":
+            data["splits"][name] = data["splits"].pop("train")
+        else:
+            split[place]["file"] = name
+
+    return change
+
+
+# Each of these opens the dataset given in every way there is, and prints what it opened.
+WATCHED = """
+import json, os, sys
+import streamkit, pyarrow.parquet, h5py, hdf5plugin, imagecodecs
+from streamkit.health import decode, drop
+opened, found = [], {}
+def hook(event, args):
+    if event in ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "exec", "pickle.find_class"):
+        if event != "exec":
+            opened.append((event, os.fsdecode(args[0]) if isinstance(args[0], (str, bytes)) else repr(args[0])))
+sys.addaudithook(hook)
+def read(path):
+    for split in streamkit.open(path).splits:
+        for batch in streamkit.Loader(path, split=split, num_workers=0): pass
+ways = {
+    "read": read,
+    "verify": lambda path: streamkit.verify(path, full=True, workers=1),
+    "drop": lambda path: streamkit.repair(path, drop=True, workers=1),
+}
+for path in sys.argv[1:]:
+    for way, go in ways.items():
+        try:
+            done = go(path)
+            code = 9 if getattr(done, "refused", False) else 0 if getattr(done, "ok", True) else 4
+        except streamkit.StreamkitError as error:
+            code = error.exit_code
+            assert str(error).isprintable(), repr(str(error))
+        found.setdefault(path, {})[way] = code
+print(json.dumps({"opened": opened, "codes": found}))
+"""
+
+
+def test_nothing_outside_the_dataset_is_opened(datasets: Path, tmp_path: Path) -> None:
+    """Cases 81, 82 and 85, in one process whose every opening is watched."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    secrets = {}
+    paths = []
+
+    def copy(title: str) -> Path:
+        path = tmp_path / f"{len(paths):03d} {title}"
+        paths.append(path)
+        return Path(shutil.copytree(datasets / "table-gzip", path))
+
+    for place in PLACES:
+        for name in NAMES:
+            sign(copy(place), rename(place, name))
+    n_names = len(paths)
+    for name in ("train-00001.h5", "index-train.parquet", "chunks-train.parquet", "train.h5", "manifest.json"):
+        path = copy(f"link {name}")
+        secrets[name] = outside / f"{len(secrets)}"
+        shutil.move(path / name, secrets[name])
+        (path / name).symlink_to(secrets[name])
+    report = reading.run_python(WATCHED, *paths)
+    codes = [report["codes"][str(path)] for path in paths]
+    for path, code in zip(paths[:n_names], codes, strict=False):
+        assert set(code.values()) == {9}, (path.name, code)
+    for path, code in zip(paths[n_names:], codes[n_names:], strict=True):
+        # What readers never open is no danger to them; `drop` makes it anew in the link's place.
+        assert code == ({"read": 0, "verify": 9, "drop": 0} if "train.h5" in path.name else code), path.name
+        assert code["verify"] == 9 and code["read"] in (0, 9), (path.name, code)
+        assert "train.h5" in path.name or code["read"] == 9, (path.name, code)
+    links = {str(path / path.name.rpartition(" ")[2]) for path in paths[n_names:]}
+    assert len(report["opened"]) > 10
+    for event, what in report["opened"]:
+        assert event == "open", (event, what)
+        assert not what.startswith(("/etc/passwd", "http", str(outside))), what
+        # A link is opened with O_NOFOLLOW at most, which fails; and `drop` opens the new file of that name.
+        assert what not in links or what.endswith("train.h5"), what
+    for secret in secrets.values():
+        assert secret.is_file()
+
+
+@pytest.mark.parametrize("kind", ["soft", "external", "virtual", "external storage"])
+def test_hdf5_links_in_a_shard_are_not_followed(copied: Copied, tmp_path: Path, kind: str) -> None:
+    """Case 82: reading takes byte ranges; where libhdf5 must look at a shard, its datasets have to lie in it."""
+    path = copied("ragged-hdf5")
+    (tmp_path / "other.bin").write_bytes(bytes(800))
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other["array_offsets"] = np.zeros(9, np.int64)
+    with h5py.File(path / "train-00000.h5", "r+") as file:
+        values = file["array_offsets"][:]
+        del file["array_offsets"]
+        if kind == "soft":
+            file["hidden"] = values
+            file["array_offsets"] = h5py.SoftLink("/hidden")
+        elif kind == "external":
+            file["array_offsets"] = h5py.ExternalLink(str(tmp_path / "other.h5"), "/array_offsets")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout(values.shape, np.int64)
+            layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "array_offsets", values.shape)
+            file.create_virtual_dataset("array_offsets", layout)
+        else:
+            place = [(str(tmp_path / "other.bin"), 0, values.nbytes)]
+            file.create_dataset("array_offsets", values.shape, np.int64, external=place)
+    sign(path)
+    (path / "train-00001.h5").unlink()  # so that there is something to repair, and the joined file is made again
+    with pytest.raises(DamagedError, match="array_offsets"):
+        streamkit.repair(path, drop=True)
+    assert not list(path.parent.glob(f".{path.name}.new/manifest.json"))
+
+
+BOMBS: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
+    "a shape": ("table-zlib", lambda d: d["schema"]["x"].update(shape=[1 << 40])),
+    "a chunk": ("table-gzip", lambda d: d["schema"]["x"].update(chunk_rows=1 << 40)),
+    "axes": ("table-zlib", lambda d: d["schema"]["x"].update(shape=[2] * 9)),
+    "objects": ("table-zlib", lambda d: d["schema"]["x"].update(dtype="object")),
+    "a filter": ("table-gzip", lambda d: d["schema"]["x"].update(encoding="shuffle+evil")),
+    "an encoding": ("table-zlib", lambda d: d["schema"]["x"].update(encoding="pickle")),
+    "samples": ("table-zlib", lambda d: d["splits"]["train"].update(samples=2**62)),
+    "bytes": ("table-zlib", lambda d: d["splits"]["train"]["shards"][0].update(bytes=2**62)),
+    "classes": ("table-zlib", lambda d: d["schema"]["label"].update(class_names=["a"])),
+    "a version": ("table-zlib", lambda d: d.update(format_version=2)),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_facts_that_would_take_all_memory_or_run_code(copied: Copied, name: str) -> None:
+    """Cases 83, 85 and 90."""
+    dataset, change = BOMBS[name]
+    path = copied(dataset)
+    sign(path, change)
+    with pytest.raises(StreamkitError) as caught:
+        for _ in streamkit.Loader(path, split="train"):
+            pass
+    assert caught.value.exit_code in (4, 8, 9)
+    try:
+        assert name in ("a filter", "an encoding") or not streamkit.verify(path, full=True).ok
+    except StreamkitError as error:
+        assert error.exit_code in (8, 9)
+
+
+def test_compressed_payloads_cannot_grow_beyond_their_shape(copied: Copied) -> None:
+    """Case 84."""
+    import zlib
+
+    from crc32c import crc32c
+
+    path = copied("table-zlib")
+    row = streamkit.open(path).index("train").to_pylist()[0]
+    bomb = zlib.compress(bytes(50 << 20), 9)
+    data = (path / row["shard"]).read_bytes()
+    (path / row["shard"]).write_bytes(data + bomb)
+    n = streamkit.open(path).splits["train"].samples
+    for column, value in (("x.offset", len(data)), ("x.length", len(bomb)), ("x.crc32c", crc32c(bomb))):
+        first = np.arange(n) == 0
+        reading.alter_index(path, reading.with_column(column, lambda v, f=first, x=value: np.where(f, x, v)))
+    sign(path)
+    with pytest.raises(DamagedError, match="zlib data of more than 64 bytes"):
+        streamkit.Loader(path, shuffle=False)[0]
+
+
+def test_terminal_escapes_in_names_do_not_reach_the_terminal(
+    copied: Copied, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Case 87."""
+    path = copied("table-tfrecord")
+    evil = "\x1b[2J\x1b]0;owned\x07\nstreamkit: all is well\r\u202e"
+    reading.alter_index(path, reading.with_column("key", lambda v: [f"{evil}{i}" for i in range(len(v))]))
+    row = streamkit.open(path).index("train").to_pylist()[3]
+    reading.flip(path / row["shard"], row["x.offset"])
+    for command in (["verify"], ["verify", "--json"], ["repair", "--drop"]):
+        main([command[0], str(path), *command[1:]])
+        said = capsys.readouterr()
+        for text in (said.out, said.err):
+            assert "\x1b" not in text and "\x07" not in text and "\r" not in text
+            assert not any(line.startswith("streamkit: all is well") for line in text.splitlines())
+    with pytest.raises(StreamkitError):
+        streamkit.repair(path)
+
+
+@pytest.mark.parametrize("name", ["index-train.parquet", "manifest.json", "train-00000.tfrecord"])
+def test_a_pipe_or_device_in_the_dataset_is_no_hang(copied: Copied, name: str) -> None:
+    path = copied("table-tfrecord")
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(RefusedError, match="no regular file"):
+        streamkit.Loader(path)
+
+
+def test_the_exit_code_of_a_refusal(copied: Copied, capsys: pytest.CaptureFixture[str]) -> None:
+    path = copied("table-tfrecord")
+    shutil.move(path / "train-00000.tfrecord", path.parent / "x")
+    (path / "train-00000.tfrecord").symlink_to(path.parent / "x")
+    assert main(["verify", str(path)]) == 9
+    assert "this is a link" in capsys.readouterr().out
