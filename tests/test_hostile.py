@@ -253,3 +253,43 @@ def test_the_exit_code_of_a_refusal(copied: Copied, capsys: pytest.CaptureFixtur
     (path / "train-00000.tfrecord").symlink_to(path.parent / "x")
     assert main(["verify", str(path)]) == 9
     assert "this is a link" in capsys.readouterr().out
+
+
+def test_a_compressed_table_that_declares_far_more_than_it_holds_takes_no_memory(tmp_path: Path) -> None:
+    """Case 84: 62 KB that inflate to 64 MB are read in a pass that keeps the rows wanted, and no more."""
+    import tracemalloc
+
+    from streamkit.sources import open_source
+
+    values = np.zeros((1 << 14, 1 << 10), np.float32)
+    values[7], values[-1] = 7, 9
+    np.savez_compressed(tmp_path / "bomb.npz", x=values)
+    del values
+    assert (tmp_path / "bomb.npz").stat().st_size < 100_000
+    tracemalloc.start()
+    try:
+        source = open_source(tmp_path / "bomb.npz")
+        listing = source.listing()
+        keys = [listing.keys[i] for i in (len(listing) - 1, 0, 7)]
+        got = [float(sample.payloads["x"].max()) for sample in source.samples(keys)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert got == [9, 0, 7] and len(listing) == 1 << 14
+    assert peak < 8 << 20
+
+
+def test_a_row_beyond_every_limit_is_refused(tmp_path: Path) -> None:
+    from streamkit.sources.deflated import Deflated
+    from streamkit.sources.npy import Header
+
+    with pytest.raises(RefusedError, match="the limit is 1073741824"):
+        Deflated(tmp_path / "x.npz", "x.npy", Header((2, 1 << 31), np.dtype(np.uint8), False, 128))
+
+
+def test_a_damaged_compressed_table_is_bad_source_data(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "x.npz", x=np.random.default_rng(0).random((50, 8)), y=np.arange(50) % 3)
+    reading.flip(tmp_path / "x.npz", (tmp_path / "x.npz").stat().st_size // 2)
+    with pytest.raises(streamkit.SourceError):
+        streamkit.convert(tmp_path / "x.npz", tmp_path / "out", format="tfrecord", workers=1)
+    assert not (tmp_path / "out" / "manifest.json").exists()

@@ -1,7 +1,7 @@
 """Tables: N rows in one .npy, .npz or .h5, or in x.npy + y.npy; one sample a row, one field an array.
 
-Rows are read from a memory map, or from HDF5 chunk by chunk; a table is never loaded whole (members of a *compressed*
-.npz are, because deflate has no addresses). An integer 1-D array named label, labels or y becomes the field `label`;
+Rows are read from a memory map, from HDF5 chunk by chunk, or from a *compressed* .npz in one pass a shard (`deflated`); a
+table is never loaded whole. An integer 1-D array named label, labels or y becomes the field `label`;
 other 1-D numbers become number columns.
 
     >>> import tempfile, pathlib
@@ -27,6 +27,7 @@ from streamkit.codecs.sniff import looks_like
 from streamkit.errors import RefusedError, SourceError
 from streamkit.schema import Field, Schema
 from streamkit.sources import npy
+from streamkit.sources.deflated import Deflated
 from streamkit.sources.folder import unreadable
 from streamkit.sources.listing import BadItem, Listing, RowKeys, Sample
 from streamkit.storage import available_memory
@@ -117,7 +118,7 @@ class Table:
             for name, array in arrays.items()
             if array.shape[0] == n and (field := _field(name, array)).is_payload
         }
-        readers = {name: _RowReader(array) for name, array in payloads.items()}
+        readers = {name: self._reader(array, rows.tolist()) for name, array in payloads.items()}
         for key, row in zip(keys, rows.tolist(), strict=True):
             try:
                 yield Sample({name: reader.row(row) for name, reader in readers.items()})
@@ -126,6 +127,16 @@ class Table:
 
     def file(self, key: str) -> None:
         return None
+
+    def _reader(self, array: Any, rows: list[int]) -> Any:
+        if not isinstance(array, Deflated):
+            return _RowReader(array)
+        try:
+            return array.reader(rows)
+        except _UNREADABLE as error:
+            raise SourceError(
+                f"cannot be read: {error}", path=self.paths[0], hint="Check that the file is whole."
+            ) from None
 
     def _open(self) -> tuple[dict[str, Any], list[str]]:
         path = Path(self.paths[0])
@@ -213,16 +224,9 @@ class _RowReader:
 
 
 def _open_npz(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Members mapped where they are stored, loaded where they are deflated."""
+    """Members mapped where they are stored, read in passes where they are deflated; columns of numbers are loaded."""
     arrays: dict[str, Any] = {}
-    with zipfile.ZipFile(path) as archive:
-        inflated = sum(m.file_size for m in archive.infolist() if m.compress_type != zipfile.ZIP_STORED)
-        if inflated > available_memory() // 2:
-            raise RefusedError(
-                f"compressed arrays of {inflated} bytes, which would have to lie in memory",
-                path=path,
-                hint="Save them with numpy.savez, uncompressed.",
-            )
+    loaded = 0
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for member in archive.infolist():
             name = member.filename.removesuffix(".npy")
@@ -233,12 +237,25 @@ def _open_npz(path: Path) -> tuple[dict[str, Any], list[str]]:
                     lengths = file.read(4)
                     skip = int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little")
                     arrays[name] = npy.memory_map(path, header, member.header_offset + 30 + skip)
+                elif len(header.shape) > 1 and not header.fortran:
+                    arrays[name] = Deflated(path, member.filename, header)
                 else:
+                    loaded += header.nbytes
+                    _check_room(loaded, path)
                     with archive.open(member) as whole:
                         whole.read(header.offset)
                         values = np.frombuffer(whole.read(header.nbytes), header.dtype)
                     arrays[name] = values.reshape(header.shape, order="F" if header.fortran else "C")
     return arrays, []
+
+
+def _check_room(nbytes: int, path: Path) -> None:
+    if nbytes > available_memory() // 2:
+        raise RefusedError(
+            f"compressed columns of {nbytes} bytes, which would have to lie in memory",
+            path=path,
+            hint="Save them with numpy.savez, uncompressed.",
+        )
 
 
 def _open_hdf5(path: Path) -> tuple[dict[str, Any], list[str]]:
