@@ -111,6 +111,31 @@ def test_what_was_skipped_stays_skipped(tmp_path: Path) -> None:
     assert len(done.rewritten) == 3 and digests(tmp_path / "out") == whole
 
 
+@pytest.mark.parametrize("format", ["tfrecord", "hdf5"])
+def test_labels_and_masks_are_given_again(tmp_path: Path, format: str) -> None:
+    source = write_files(tmp_path / "src", {f"{i}.png": encoded(picture(9, 9, seed=i)) for i in range(24)})
+    masks = write_files(tmp_path / "masks", {f"{i}.png": encoded(picture(9, 9, 1, seed=i)) for i in range(24)})
+    labels = tmp_path / "labels.csv"
+    rows = [f"{i}.png,{i % 3},{i / 7:.3f}" for i in range(24)] + ["3.png,1,9.5"]
+    labels.write_text("\n".join(["file,kind,weight", *rows]) + "\n")
+    made_of = {"labels": labels, "masks": masks}
+    path = tmp_path / "out"
+    streamkit.convert(source, path, format=format, shard_size=4000, workers=1, **made_of)
+    whole, before = digests(path), contents(path)
+    assert len(before) == 24 and streamkit.verify(path, full=True).ok
+    shard = streamkit.open(path).splits["train"].shards[0].file
+    reading.flip(path / shard, 3000)
+    (path / "index-train.parquet").unlink()
+    with pytest.raises(UsageError, match="made with --labels"):
+        streamkit.repair(path, source=source, workers=1)
+    streamkit.repair(path, source=source, workers=1, **made_of)
+    assert digests(path) == whole
+    reading.flip(path / shard, 3000)
+    lost = {p.key for p in streamkit.repair(path, drop=True).lost}
+    assert streamkit.verify(path, full=True).ok and len(lost) <= 1
+    assert contents(path) == {key: value for key, value in before.items() if key not in lost}
+
+
 def test_one_at_a_time(harm_sources: Path, copied: Copied) -> None:
     path = copied("table-gzip")
     (path / ".streamkit").mkdir()

@@ -26,7 +26,7 @@ import numpy as np
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import regular_file
 from streamkit.health.decode import undecodable
-from streamkit.health.entries import Entries, ShardRanges, open_entries
+from streamkit.health.entries import CHUNKS, Entries, ShardRanges, open_entries
 from streamkit.health.report import Problem, Report
 from streamkit.health.scan import Scan, scan
 from streamkit.manifest import FILE_NAME, Manifest, Shard, Split
@@ -242,7 +242,7 @@ def _reasons(ranges: ShardRanges, found: Scan, bad: np.ndarray) -> dict[int, str
     """Row -> what is wrong with its own range; rows of chunks are not told one by one."""
     out: dict[int, str] = {}
     for i in np.flatnonzero(bad).tolist():
-        if "/" in ranges.names[ranges.fields[i]]:
+        if ranges.names[ranges.fields[i]] == CHUNKS:
             continue
         reason = f"crc32c is {found.crcs[i]:08x}, the index says {ranges.crcs[i]:08x}"
         out[int(ranges.items[i])] = reason if found.read[i] else "the file ends before its last byte"

@@ -25,7 +25,7 @@ from streamkit.schema import Field
 
 Ints = npt.NDArray[np.int64]
 _KINDS = ("offset", "length", "crc32c")
-_CHUNKS = "the chunk table/"  # no field has such a name
+CHUNKS = "the chunk table/"  # no field has such a name
 # field, offsets [B], lengths [B], crc32c, and the row (or for chunks the row of the chunk table) of each
 Part = tuple[str, Any, Any, Any, Any]
 
@@ -104,12 +104,12 @@ class Entries:
         if self.chunked:
             mine = np.flatnonzero(self.chunks["shard"] == self.split.shards[number].file)
             offsets, lengths, crcs = (self.chunks[kind][mine] for kind in _KINDS)
-            parts.append((_CHUNKS, offsets, lengths, crcs, mine))
+            parts.append((CHUNKS, offsets, lengths, crcs, mine))
         return ShardRanges.of(parts)
 
     def rows_of(self, number: int, ranges: ShardRanges, bad: npt.NDArray[np.bool_]) -> Ints:
         """Rows that the ranges marked `bad` belong to, ascending, each once."""
-        is_chunk = np.array([name == _CHUNKS for name in ranges.names], np.bool_)[ranges.fields]
+        is_chunk = np.array([name == CHUNKS for name in ranges.names], np.bool_)[ranges.fields]
         if not self.chunked:
             return np.unique(ranges.items[bad])
         first, stop = int(self.starts[number]), int(self.starts[number + 1])
