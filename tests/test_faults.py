@@ -10,8 +10,10 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,10 @@ def kinds_of_files(path: Path) -> dict[str, list[str]]:
 @pytest.mark.parametrize("harm", [flip, cut])
 @pytest.mark.parametrize("name", KINDS)
 def test_nothing_wrong_is_delivered_and_nothing_is_overlooked(
-    copied: Callable[[str], Path], name: str, harm: Callable[[bytearray, random.Random], None]
+    copied: Callable[[str], Path],
+    name: str,
+    harm: Callable[[bytearray, random.Random], None],
+    record_property: Callable[[str, object], None],
 ) -> None:
     path = copied(name)
     truth = dict(samples(path, {}))
@@ -109,6 +114,7 @@ def test_nothing_wrong_is_delivered_and_nothing_is_overlooked(
                 assert all(truth[key] == values for key, values in skipped.items()), (seed, file.name)
                 assert len(skipped) >= len(delivered)
         file.write_bytes(whole)
+        record_property("survived", 1)
 
 
 @pytest.mark.parametrize("name", ["table-tfrecord", "table-gzip", "pictures-hdf5"])
@@ -132,3 +138,34 @@ def test_repair_by_chance(
         streamkit.repair(path, source=raw_of(harm_sources, name), workers=1)
         assert digests(path) == whole
     shutil.rmtree(path)
+
+
+def test_conversions_killed_at_random_times(
+    harm_sources: Path, datasets: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    """Case 1: no manifest, or the whole dataset; the same command again makes what an undisturbed run makes."""
+    from converting import ROOT, cli, digests
+
+    options = ["--format", "tfrecord", "--shard-size", "6KB", "--workers", "2"]
+    command = ["convert", harm_sources / "pictures", tmp_path / "out", *options]
+    rng = random.Random(1)
+    for _ in range(max(1, SEEDS // 30)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "streamkit", *map(str, command)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0.3, 1.5))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        if (tmp_path / "out" / "manifest.json").exists():
+            assert streamkit.verify(tmp_path / "out").ok
+        done = cli(*command)
+        assert done.returncode == 0, done.stderr
+        assert digests(tmp_path / "out") == digests(datasets / "pictures-tfrecord")
+        shutil.rmtree(tmp_path / "out")
+        record_property("survived", 1)
