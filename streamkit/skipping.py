@@ -41,6 +41,7 @@ class Skips:
             raise UsageError(f"max_bad is {max_bad!r}, expected a share of the samples between 0 and 1")
         self.n_samples, self.max_bad = n_samples, max_bad
         self.bad: dict[int, DamagedError] = {}
+        self._over: DamagedError | None = None
         self._lock = threading.Lock()
 
     def note(self, row: int, error: DamagedError) -> None:
@@ -52,7 +53,7 @@ class Skips:
             n = len(self.bad)
         log.warning("skipped %s", error)
         if n > self.max_bad * self.n_samples:
-            raise DamagedError(
+            self._over = DamagedError(
                 f"{n} of {self.n_samples} samples are bad, more than max_bad={self.max_bad} allows; the last: {error.what}",
                 path=error.path,
                 shard=error.shard,
@@ -60,6 +61,7 @@ class Skips:
                 key=error.key,
                 hint=error.hint,
             )
+            raise self._over
 
     def good(self, rows: Ints, n_least: int, following: Callable[[int], Ints]) -> Ints:
         """`rows` without those known to be bad, filled up to `n_least` with the first good ones that follow."""
@@ -94,6 +96,8 @@ class Skips:
             DamagedError: more bad samples than allowed, or damage that is no single sample's.
         """
         while True:
+            if self._over is not None:
+                raise self._over
             chosen = self.good(rows, n_least, following)
             if len(chosen) < min(1, n_least):
                 raise self.bad[int(rows[0])]  # not one sample of the epoch is good
@@ -106,7 +110,7 @@ class Skips:
                 self.note(row, error)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"n_samples": self.n_samples, "max_bad": self.max_bad, "bad": self.bad}
+        return {"n_samples": self.n_samples, "max_bad": self.max_bad, "bad": self.bad, "_over": self._over}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

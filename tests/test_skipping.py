@@ -163,8 +163,10 @@ def test_too_many_bad_samples_are_an_error(copied: Copied) -> None:
     for allowed in (3 / N, 0.5, 1):
         assert len(keys(streamkit.Loader(path, **view("table"), on_corrupt="skip", max_bad=allowed))) == N - 3
     for allowed in (0.0, 0.001, 2.9 / N):
-        with pytest.raises(DamagedError, match="samples are bad, more than max_bad") as caught:
-            keys(streamkit.Loader(path, **view("table"), on_corrupt="skip", max_bad=allowed))
+        loader = streamkit.Loader(path, **view("table"), on_corrupt="skip", max_bad=allowed)
+        for _ in range(2):  # it stays an error
+            with pytest.raises(DamagedError, match="samples are bad, more than max_bad") as caught:
+                keys(loader)
         assert caught.value.key and "streamkit verify" in str(caught.value)
     with pytest.raises(DamagedError, match="crc32c"):
         keys(streamkit.Loader(path, **view("table")))
