@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -284,12 +285,17 @@ class Manifest:
                 path=root,
                 hint="Run the same convert again.",
             )
-        raise UsageError("this folder is no dataset: there is no manifest.json", path=root, hint=_CONVERT)
+        source = shlex.quote(str(root))
+        raise UsageError(
+            "this folder is no dataset: there is no manifest.json",
+            path=root,
+            hint=f"Make one of its files with `streamkit convert {source} OUT --format tfrecord`, or read them where they lie"
+            f" after `streamkit index {source} --out OUT`.",
+        )
 
 
 WORK_FOLDER = ".streamkit"  # journal and lock of a conversion under way; gone after success
 _AGAIN = "Restore it from a copy, or convert again with --overwrite."
-_CONVERT = "Make one with `streamkit convert SRC OUT --format tfrecord`."
 
 
 def canonical(data: Any) -> str:
