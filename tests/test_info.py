@@ -43,6 +43,13 @@ def test_facts_are_those_of_the_index(tmp_path: Path, photos: Path, format: str)
     assert facts["ratio"] == round(facts["decoded_bytes"] / facts["bytes"], 3)
 
 
+def test_ragged_arrays_have_a_size_where_they_are_stored_as_they_are(tmp_path: Path, ragged: Path) -> None:
+    nbytes = sum(np.load(path).nbytes for path in ragged.rglob("*.npy"))
+    plain = convert(ragged, tmp_path / "plain", "hdf5", compression="none", split={"train": 0.75, "val": 0.25})
+    assert info(plain)["decoded_bytes"] == nbytes
+    assert info(convert(ragged, tmp_path / "packed", compression="zlib"))["decoded_bytes"] is None
+
+
 def test_columns_have_their_ranges(tmp_path: Path) -> None:
     weight = np.linspace(-2, 3, 40).astype(np.float32)
     out = convert(numbered(tmp_path / "src", 40, weight=weight), tmp_path / "out", "hdf5")

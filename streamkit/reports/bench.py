@@ -82,7 +82,7 @@ def bench(
     size = image_size or _size(manifest)
     payloads = list(manifest.schema.payloads)
     reader = Reader(path, manifest, chosen, payloads, ["orientation", "channels"])
-    shards = [Path(path) / shard.file for shard in chosen.shards]
+    shards = [reader.files.root / shard.file for shard in chosen.shards]
     first_read = limits.read_rate(shards)
     rows = Order(chosen.samples, 0, True).rows(0, 0, min(n_samples, chosen.samples))
     seconds = stage_seconds(reader, rows, batch_size, size, "float32", budget_s)
@@ -101,8 +101,9 @@ def bench(
     if frontend is not None:
         frontend_cpu, delivered = _running(frontend(path, options), batch_size, budget_s * 2)
         seconds["frontend"] = max(0.0, frontend_cpu - cpu)
-        many = {**options, "batch_size": batch_size * _LARGER}
-        larger = frontend_cpu - _running(frontend(path, many), batch_size * _LARGER, budget_s * 2)[0]
+        if seconds["frontend"] * _LARGER > sum(seconds.values()):  # else a larger batch could not help
+            many = {**options, "batch_size": batch_size * _LARGER}
+            larger = frontend_cpu - _running(frontend(path, many), batch_size * _LARGER, budget_s * 2)[0]
     tick(1)
     total = sum(seconds.values())
     stages = {

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from streamkit.errors import one_line
-from streamkit.manifest import Manifest
+from streamkit.manifest import Manifest, Split
 from streamkit.reports import sampling
 from streamkit.reports.text import bar, human, schema_table, table
 from streamkit.schema import Field
@@ -90,7 +90,7 @@ def _image_size(root: Path, manifest: Manifest) -> dict[str, Any] | None:
         bounds = [found.get(side, (int(values.min()), int(values.max()))) for found in exact]
         out[side] = {
             "min": int(min(low for low, _ in bounds)),
-            "median": int(statistics.median_low(values.tolist())),
+            "median": int(np.partition(values, (len(values) - 1) // 2)[(len(values) - 1) // 2]),
             "max": int(max(high for _, high in bounds)),
         }
     return out
@@ -105,9 +105,16 @@ def _decoded_nbytes(root: Path, manifest: Manifest) -> int | None:
             total += field.sample_nbytes * n_samples
         elif field.kind == "image" and "pixels" in manifest.statistics.get("image", {}):
             total += round(manifest.statistics["image"]["pixels"] * _mean_channels(root, manifest, field))
+        elif field.encoding == "raw":
+            total += round(sum(s.samples * _mean(root, s, f"{field.name}.length") for s in manifest.splits.values()))
         else:
             return None
     return total
+
+
+def _mean(root: Path, split: Split, name: str) -> float:
+    values = sampling.columns(root, split, [name]).get(name, np.zeros(0))
+    return float(values.mean()) if len(values) else 0.0
 
 
 def _mean_channels(root: Path, manifest: Manifest, field: Field) -> float:
