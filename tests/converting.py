@@ -141,7 +141,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 def index_rows(out: Path, split: str = "train") -> list[dict[str, Any]]:
     """The index of a split, one dict a row, in record order."""
-    rows: list[dict[str, Any]] = pq.read_table(out / f"index-{split}.parquet").to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(out / Manifest.load(out).splits[split].index).to_pylist()
     return rows
 
 

@@ -55,6 +55,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
         choices=("fail", "skip", "quarantine"),
         help="bad items: nothing is published (default), they are left out, or copied to OUT-quarantine as well",
     )
+    p.add_argument("--append", action="store_true", help="add new items as new shards; what is there does not move")
     p.add_argument(
         "--overwrite", action="store_true", help="replace a dataset that is there, once the new one is whole"
     )
@@ -88,6 +89,7 @@ def run(args: argparse.Namespace) -> None:
         on_duplicate=args.on_duplicate,
         max_pixels=size(args.max_pixels),
         on_bad=args.on_bad,
+        append=args.append,
         overwrite=args.overwrite,
         dry_run=args.dry_run,
         progress=None if args.quiet else progress_bar,

@@ -8,7 +8,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -37,13 +38,34 @@ def key_hashes(keys: Sequence[str], seed: int, block: int = 1) -> Ints:
     return np.repeat(out, block)[: len(keys)] if block > 1 else out
 
 
-def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Sequence[str], Ints]:
+@dataclass(frozen=True)
+class There:
+    """What a dataset that is appended to has already; nothing, for a new one.
+
+    Attributes:
+        samples: split -> number of samples.
+        shards: split -> number of the next shard.
+        groups: value of --group-by, as text -> its split.
+    """
+
+    samples: Mapping[str, int] = field(default_factory=dict)
+    shards: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+NOTHING = There()
+
+
+def assign_splits(
+    listing: Listing, options: Options, hashes: Ints, there: There = NOTHING
+) -> tuple[Sequence[str], Ints]:
     """Split names and the number of each item's split: folders if there are any, else fractions, else all "train".
 
     Args:
         listing: the items.
         options: `split` and `group_by` are used.
         hashes: of the items, int64 (n,): each split gets the lowest ones of what is left, in each class.
+        there: samples count towards the fractions, groups stay in their split.
 
     Raises:
         UsageError: fractions for split folders, groups without fractions, or a column that is not there.
@@ -62,12 +84,14 @@ def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Seq
     classes = listing.columns["label"] if label is not None else np.zeros(len(listing), np.int64)
     written = tuple(options.split)
     as_written = np.array([written.index(name) for name in names])
+    counts = np.array([there.samples.get(name, 0) for name in names])
+    owed = fractions * counts.sum() - counts  # what each split is short of over the classes so far [samples]
     if grouped is not None:
-        return written, as_written[split_groups(*grouped, classes, fractions)]
+        split_of = as_written[split_groups(*grouped, classes, fractions, owed)]
+        return written, _known_groups(split_of, written, listing, options, there)
     split_of = np.empty(len(listing), np.int64)
     order = np.lexsort((hashes, classes))
     starts = np.flatnonzero(np.r_[True, np.diff(classes[order]) != 0]) if len(order) else np.empty(0, np.int64)
-    owed = np.zeros(len(fractions))  # what each split is short of over the classes so far [samples]
     for start, stop in zip(starts, [*starts[1:], len(order)], strict=True):
         ideal = fractions * (stop - start)
         counts = np.floor(ideal + 1e-9).astype(np.int64)
@@ -78,6 +102,17 @@ def assign_splits(listing: Listing, options: Options, hashes: Ints) -> tuple[Seq
         owed[up] -= 1
         split_of[order[start:stop]] = np.repeat(np.arange(len(fractions)), counts)
     return written, as_written[split_of]
+
+
+def _known_groups(split_of: Ints, names: Sequence[str], listing: Listing, options: Options, there: There) -> Ints:
+    """`split_of`, but for items of groups that are in some split already."""
+    if not there.groups:
+        return split_of
+    out = split_of.copy()
+    for i, value in enumerate(listing.columns[str(options.group_by)].tolist()):
+        if str(value) in there.groups:
+            out[i] = names.index(there.groups[str(value)])
+    return out
 
 
 def groups(listing: Listing, options: Options, hashes: Ints) -> tuple[Ints, Ints] | None:
@@ -98,7 +133,13 @@ def groups(listing: Listing, options: Options, hashes: Ints) -> tuple[Ints, Ints
     return group_of, key_hashes([str(value) for value in numbers], options.seed)
 
 
-def split_groups(group_of: Ints, hashes: Ints, classes: Ints, fractions: npt.NDArray[np.float64]) -> Ints:
+def split_groups(
+    group_of: Ints,
+    hashes: Ints,
+    classes: Ints,
+    fractions: npt.NDArray[np.float64],
+    owed: npt.NDArray[np.float64] | None = None,
+) -> Ints:
     """The number of each item's split, int64 (n,), equal for equal groups, near the fractions in each class.
 
     Args:
@@ -106,6 +147,7 @@ def split_groups(group_of: Ints, hashes: Ints, classes: Ints, fractions: npt.NDA
         hashes: of the groups, which decide their order.
         classes: of the items, int64 (n,); groups of several classes count as a class of their own.
         fractions: of the splits; they sum to 1.
+        owed: what each split is short of before [samples]; None for nothing.
 
     Groups lie one after the other in the order of their hashes, and each goes where its middle lies: so one more moves few.
     """
@@ -117,7 +159,7 @@ def split_groups(group_of: Ints, hashes: Ints, classes: Ints, fractions: npt.NDA
     mixed = int(classes.max(initial=0)) + 1
     stratum = np.where(low == high, low, mixed)
     split_of = np.empty(n_groups, np.int64)
-    owed = np.zeros(len(fractions))  # what each split is short of over the strata so far [samples]
+    owed = np.zeros(len(fractions)) if owed is None else owed.copy()  # over the strata so far
     for one in np.unique(stratum):
         members = np.flatnonzero(stratum == one)
         members = members[np.argsort(hashes[members], kind="stable")]

@@ -90,6 +90,8 @@ def find_duplicates(plan: Plan, parts: Mapping[str, Part], journal: Journal) -> 
     files = [shard for shard in plan.shards if parts[shard.file].shard.samples]
     tables = {shard.file: journal.tables(shard.file)[0].select(["key", COLUMN]) for shard in files}
     contents = [_numbers(table) for table in tables.values()]
+    if not contents:
+        return []
     starts = np.cumsum([0, *map(len, contents)])
     out = []
     for rows in equal_rows(np.concatenate(contents)):

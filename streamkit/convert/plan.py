@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from streamkit.convert.assign import assign_splits, item_hashes
+from streamkit.convert.assign import NOTHING, There, assign_splits, item_hashes
 from streamkit.convert.options import Options
 from streamkit.errors import UsageError
 from streamkit.sources.listing import Ints, Listing
@@ -43,7 +43,9 @@ class Plan:
     shards: tuple[ShardPlan, ...]
 
 
-def make_plan(listing: Listing, options: Options, extension: str, sizes: Ints | None = None) -> Plan:
+def make_plan(
+    listing: Listing, options: Options, extension: str, sizes: Ints | None = None, there: There = NOTHING
+) -> Plan:
     """Assign every item to a split and a shard.
 
     Args:
@@ -51,22 +53,26 @@ def make_plan(listing: Listing, options: Options, extension: str, sizes: Ints | 
         options: split, seed and shard size are used.
         extension: of the shard files.
         sizes: expected stored bytes of each item, int64 (n,); the listing's own if None.
+        there: what the dataset has already; new shards are numbered on, and splits without a new item are left out.
 
     Raises:
         UsageError: fractions given for a source that has split folders, or a split that would be empty.
     """
     hashes = item_hashes(listing, options.seed)
-    names, split_of = assign_splits(listing, options, hashes)
+    names, split_of = assign_splits(listing, options, hashes, there)
     sizes = listing.sizes if sizes is None else sizes
     order = np.lexsort((np.arange(len(listing)), hashes))
     shards = []
     for number, name in enumerate(names):
         rows = order[split_of[order] == number]
+        if not rows.size and there.samples.get(name):
+            continue
         if not rows.size:
             raise UsageError(f"split {name!r} would be empty", hint="Give it a larger fraction, or leave it out.")
-        for i, part in enumerate(cut(rows, sizes[rows], options.shard_nbytes)):
+        for i, part in enumerate(cut(rows, sizes[rows], options.shard_nbytes), there.shards.get(name, 0)):
             shards.append(ShardPlan(name, f"{name}-{i:05d}.{extension}", part))
-    return Plan(tuple(names), tuple(shards))
+    used = {shard.split for shard in shards}
+    return Plan(tuple(name for name in names if name in used), tuple(shards))
 
 
 def cut(rows: Ints, sizes: Ints, shard_nbytes: int) -> list[Ints]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamkit import index
+from streamkit.convert.append import Before
 from streamkit.convert.duplicates import COLUMN
 from streamkit.convert.encode import final_schema
 from streamkit.convert.journal import Journal, Part
@@ -57,8 +58,18 @@ def publish(
     journal: Journal,
     parts: Mapping[str, Part],
     bad: Sequence[BadItem],
+    before: Before | None = None,
 ) -> Manifest:
-    """Write index, interop files and, last, manifest.json; then remove the journal."""
+    """Write index, interop files and, last, manifest.json; then remove the journal.
+
+    `before`: the dataset that is appended to; `plan` and `parts` then name its shards too.
+    """
+
+    def tables(file: str) -> tuple[pa.Table, pa.Table | None]:
+        return before.tables(file) if before is not None and file in there else journal.tables(file)
+
+    there = {} if before is None else {s.file: s for split in before.manifest.splits.values() for s in split.shards}
+    suffix = "parquet" if before is None else f"{before.generation}.parquet"
     schema = final_schema(schema, [part.facts for part in parts.values()])
     upright = all(part.facts.get("orientation", [1]) == [1] for part in parts.values())
     splits, counts = {}, {}
@@ -66,14 +77,14 @@ def publish(
         files = [shard.file for shard in plan.shards if shard.split == name and parts[shard.file].shard.samples]
         labels: Counter[int] = Counter()
         has_chunks = any(f.chunk_rows is not None for f in schema)
-        chunks = f"chunks-{name}.parquet" if has_chunks else None
-        index_file = f"index-{name}.parquet"
+        chunks = f"chunks-{name}.{suffix}" if has_chunks else None
+        index_file = f"index-{name}.{suffix}"
         with replacing(out / index_file) as path:
-            index.write(path, index_tables(journal, files, schema, upright, labels))
+            index.write(path, index_tables(tables, files, schema, upright, labels))
             index_digest = file_digest(path)
         if chunks is not None:
             with replacing(out / chunks) as path:
-                index.write(path, (t for f in files if (t := journal.tables(f)[1]) is not None))
+                index.write(path, (t for f in files if (t := tables(f)[1]) is not None))
         shards = tuple(parts[file].shard for file in files)
         splits[name] = Split(
             name,
@@ -106,13 +117,16 @@ def publish(
     return manifest
 
 
+Tables = Callable[[str], tuple[pa.Table, pa.Table | None]]
+
+
 def index_tables(
-    journal: Journal, files: Sequence[str], schema: Schema, upright: bool, labels: Counter[int]
+    tables: Tables, files: Sequence[str], schema: Schema, upright: bool, labels: Counter[int]
 ) -> Iterator[pa.Table]:
     chunked = [f.name for f in schema if f.chunk_rows is not None]
     n_chunks = 0
     for file in files:
-        table, chunks = journal.tables(file)
+        table, chunks = tables(file)
         table = table.replace_schema_metadata(None)
         if COLUMN in table.column_names:
             table = table.drop_columns([COLUMN])

@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,21 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from streamkit.codecs import image
+from streamkit.convert.append import Before
+from streamkit.convert.assign import NOTHING
 from streamkit.convert.duplicates import Duplicate
 from streamkit.convert.executor import Progress
 from streamkit.convert.items import find_items
-from streamkit.convert.journal import Journal
+from streamkit.convert.journal import Journal, Part
 from streamkit.convert.measure import measure
 from streamkit.convert.options import Options, parse_split
+from streamkit.convert.output import already_there, check_paths, finish_swap, swap
 from streamkit.convert.plan import Plan, make_plan
 from streamkit.convert.publish import publish, source_facts
 from streamkit.convert.quarantine import check_folder, folder_of, set_aside
 from streamkit.convert.writing import Writing, bad_items
-from streamkit.errors import DamagedError, SourceError, UsageError
-from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
+from streamkit.errors import BusyError, SourceError, UsageError
+from streamkit.manifest import WORK_FOLDER, Manifest
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
-from streamkit.sources import BadItem, Source
+from streamkit.sources import BadItem, Listing, Source
 from streamkit.storage import os_error
 
 
@@ -88,6 +90,7 @@ def convert(
     group_by: str | None = None,
     on_duplicate: str = "keep",
     on_bad: str = "fail",
+    append: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     progress: Callable[[int], Progress] | None = None,
@@ -119,6 +122,8 @@ def convert(
             of the lowest key, or "fail".
         on_bad: "fail" (list every bad item, publish nothing), "skip" (leave them out, list them in skipped.jsonl) or
             "quarantine" (as skip, and copy their files to OUT-quarantine).
+        append: add the items that the dataset does not have as new shards; what is there stays where it is, and readers of
+            the old manifest keep working. Options must be the same.
         overwrite: replace a dataset that is there; it stays until the new one is whole.
         dry_run: plan only; nothing is written.
         progress: called with the number of items, returns a function that is called with each number done.
@@ -157,34 +162,46 @@ def convert(
     if workers is not None and workers < 1:
         raise UsageError(f"workers is {workers}, expected at least 1")
     src, final = Path(source), Path(os.path.abspath(out))
-    _check_paths(src, final)
+    check_paths(src, final)
     if on_bad == "quarantine":
         check_folder(src, final)
+    if append and overwrite:
+        raise UsageError("append keeps what is there, and overwrite replaces it", hint="Choose one of them.")
     finish_swap(final)
+    before = Before.load(final, options) if append else None
     beside = [None if path is None else Path(path) for path in (labels, masks)]
     items = find_items(src, beside[0], beside[1], options)
+    facts = source_facts(items.listing)
+    n_items, source_nbytes = facts["items"], facts["bytes"]
+    if before is not None:
+        listed, items = items.listing, before.new_items(items)
+        n_items, source_nbytes = len(items.listing) + len(listed.bad), int(items.listing.sizes.sum())
+        facts = before.source_facts(facts, listed, n_items, source_nbytes)
     opened, listing = items.source, items.listing
     if on_bad == "fail" and listing.bad and len(listing) == 0:
         raise bad_items(listing.bad, len(listing.bad))
+    if len(listing) == 0 and before is not None:
+        return _nothing_new(before, n_items, listing.notices, started)
     if len(listing) == 0:
         raise SourceError("no item to convert", path=src)
     schema, sizes = measure(items, options)
-    plan = make_plan(listing, options, shard_format(format).extension, sizes)
+    schema = schema if before is None else before.storage(schema)
+    there = NOTHING if before is None else before.there(options)
+    plan = make_plan(listing, options, shard_format(format).extension, sizes, there)
     report = Report(
         str(final),
         schema,
-        plan,
+        plan if before is None else before.plan(plan),
         None,
-        len(listing) + len(listing.bad),
-        int(listing.sizes.sum()),
+        n_items,
+        source_nbytes,
         (),
-        (*listing.notices, *_remarks(schema, options)),
+        (*listing.notices, *_remarks(schema, options, listing)),
         0.0,
     )
     if dry_run:
         return _finish(report, started)
-    facts = source_facts(listing)
-    done = _already_there(final, options, facts, overwrite)
+    done = None if append else already_there(final, options, facts, overwrite)
     if done is not None:
         if (final / WORK_FOLDER).exists():  # a converter was killed between its manifest and its end
             with Journal(final, options.to_json(), anew=True) as journal:
@@ -193,8 +210,13 @@ def convert(
     notices: list[str] = []
     target = final if not overwrite else final.with_name(f".{final.name}.new")
     try:
-        with Journal(target, options.to_json(), anew=overwrite) as journal:
-            done = _already_there(final, options, facts, overwrite)  # again: another converter may just have ended
+        identity = options.to_json() | ({} if before is None else {"append_to": before.manifest.dataset_id})
+        with Journal(target, identity, anew=overwrite) as journal:
+            if before is not None and Manifest.load(final).dataset_id != before.manifest.dataset_id:
+                raise BusyError("another converter has just appended here", path=final, hint="Run it again.")
+            done = (
+                None if append else already_there(final, options, facts, overwrite)
+            )  # again: another converter may just have ended
             if done is not None:
                 journal.remove()
                 return _finish(report, started, manifest=done, already_done=True)
@@ -203,13 +225,38 @@ def convert(
             bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
             if on_bad == "quarantine":
                 notices = list(_quarantine(bad, copies, opened, src, final))
-            manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
+            if before is None:
+                manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
+            else:
+                listed_bad = _still_bad(before, bad, parts, journal)
+                parts = before.parts() | parts
+                manifest = publish(target, report.plan, schema, options, facts, journal, parts, listed_bad, before)
             if overwrite:
                 swap(target, final)
     except OSError as error:
         raise os_error(error, error.filename or target) from error
     leaks = tuple(copy for copy in copies if copy.leaks and options.on_duplicate == "keep")
     return _finish(report, started, manifest=manifest, skipped=bad, leaks=leaks, notices=(*report.notices, *notices))
+
+
+def _nothing_new(before: Before, n_items: int, notices: tuple[str, ...], started: float) -> Report:
+    """The report of an append that finds nothing to add; what a killed one left goes."""
+    if (before.root / WORK_FOLDER).exists():
+        with Journal(before.root, {}, anew=True) as journal:
+            journal.remove()
+    manifest = before.manifest
+    plan = before.plan(Plan((), ()))
+    report = Report(str(before.root), manifest.schema, plan, manifest, n_items, 0, (), notices, 0.0, already_done=True)
+    return _finish(report, started)
+
+
+def _still_bad(
+    before: Before, bad: tuple[BadItem, ...], parts: Mapping[str, Part], journal: Journal
+) -> tuple[BadItem, ...]:
+    """Items left out before and still, and those left out now."""
+    made = {key for file in parts for key in journal.tables(file)[0].column("key").to_pylist()}
+    made |= {item.key for item in bad}
+    return tuple(sorted((*bad, *(item for item in before.skipped() if item.key not in made))))
 
 
 def _quarantine(
@@ -224,13 +271,13 @@ def _quarantine(
         yield f"{n_left} bad items have no file that can be copied"
 
 
-def _remarks(schema: Schema, options: Options) -> Iterator[str]:
+def _remarks(schema: Schema, options: Options, listing: Listing) -> Iterator[str]:
     """What the user asked for and does not get, or may not have meant."""
     if options.shard_nbytes < 100_000:
         yield f"a shard size of {options.shard_nbytes} bytes makes many small files; write 128MB for megabytes"
     if options.compression not in ("auto", "none"):
         for field in schema.payloads:
-            if field.kind == "array" and field.encoding == "raw":
+            if field.kind == "array" and field.encoding == "raw" and field.name not in listing.arrays:
                 yield f"{field.name} is not compressed: arrays of many shapes lie flat in HDF5; TFRecord compresses them"
     if options.reencodes and not any(field.is_image for field in schema):
         yield "--encode and --resize act on pictures, and there are none"
@@ -240,70 +287,3 @@ def _remarks(schema: Schema, options: Options) -> Iterator[str]:
 
 def _finish(report: Report, started: float, **changes: Any) -> Report:
     return replace(report, seconds=time.perf_counter() - started, **changes)
-
-
-def _check_paths(src: Path, out: Path) -> None:
-    if not src.exists():
-        raise UsageError("this source does not exist", path=src, hint="Give a folder of images or arrays, or a file.")
-    inner, outer = out.resolve(), src.resolve()
-    if inner == outer or outer in inner.parents or inner in outer.parents:
-        raise UsageError("source and output lie inside one another", path=out, hint="Choose an output elsewhere.")
-    if out.is_file():
-        raise UsageError("the output is a file", path=out, hint="Choose a folder that is new or empty.")
-    if not str(inner).isascii() and any("\ud800" <= c <= "\udfff" for c in str(inner)):
-        raise UsageError("the output's path is no UTF-8, which Parquet's library needs", path=out)
-
-
-def _already_there(out: Path, options: Options, facts: Mapping[str, Any], overwrite: bool) -> Manifest | None:
-    """The finished dataset at `out` if it is the one asked for; None when there is work to do."""
-    if not out.exists():
-        return None
-    if overwrite and (out / FILE_NAME).exists():
-        return None
-    if (out / FILE_NAME).exists():
-        there = Manifest.load(out)
-        asked = options.to_json()
-        differs = [
-            f"{name} is {there.options.get(name)!r} there, {value!r} asked"
-            for name, value in asked.items()
-            if there.options.get(name) != value
-        ]
-        if there.source.get("fingerprint") != facts["fingerprint"]:
-            differs.append("the source has changed")
-        if not differs:
-            _check_shards(out, there)
-            return there
-        raise UsageError(
-            f"the output holds another dataset: {'; '.join(differs)}", path=out, hint="Pass --overwrite to replace it."
-        )
-    names = sorted(p.name for p in out.iterdir())
-    if names and WORK_FOLDER not in names:
-        shown = ", ".join(names[:3])
-        raise UsageError(f"the output is not empty ({shown})", path=out, hint="Choose a folder that is new or empty.")
-    return None
-
-
-def _check_shards(out: Path, there: Manifest) -> None:
-    """Raise DamagedError when a shard of a finished dataset is missing or has another size."""
-    for shard in (s for split in there.splits.values() for s in split.shards):
-        path = out / shard.file
-        if not path.exists() or path.stat().st_size != shard.nbytes:
-            what = "is missing" if not path.exists() else f"has {path.stat().st_size} bytes, not {shard.nbytes}"
-            raise DamagedError(f"{shard.file} {what}", path=out, hint="Pass --overwrite to convert again.")
-
-
-def finish_swap(final: Path) -> None:
-    """Complete a swap that was killed between its two renames: the new dataset is whole, the old one set aside."""
-    new, old = final.with_name(f".{final.name}.new"), final.with_name(f".{final.name}.old")
-    if not final.exists() and old.exists() and (new / FILE_NAME).exists():
-        swap(new, final)
-
-
-def swap(new: Path, final: Path) -> None:
-    """Put `new` in the place of `final` by renames; the old dataset is deleted last."""
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(final, old)
-    os.rename(new, final)
-    shutil.rmtree(old, ignore_errors=True)

@@ -32,8 +32,8 @@ import pyarrow.parquet as pq
 from streamkit import index
 from streamkit.codecs.array import to_bytes
 from streamkit.convert.journal import chunk_table
+from streamkit.convert.output import swap
 from streamkit.convert.publish import write_side_files
-from streamkit.convert.run import swap
 from streamkit.convert.work import file_digest
 from streamkit.errors import DamagedError
 from streamkit.health.check import Check

@@ -28,9 +28,9 @@ from streamkit.convert.items import Items, find_items
 from streamkit.convert.journal import Journal, Part
 from streamkit.convert.measure import measure
 from streamkit.convert.options import Options
+from streamkit.convert.output import finish_swap
 from streamkit.convert.plan import Plan, ShardPlan, make_plan
 from streamkit.convert.publish import index_tables, source_facts, write_side_files
-from streamkit.convert.run import finish_swap
 from streamkit.convert.work import file_digest
 from streamkit.convert.writing import Writing
 from streamkit.errors import DamagedError, SourceError, UsageError
@@ -189,7 +189,7 @@ class _Again:
             return
         files = [shard.file for shard in split.shards]
         upright = all(part.facts.get("orientation", [1]) == [1] for part in parts.values()) and self._others_upright()
-        tables = index_tables(journal, files, self.manifest.schema, upright, Counter())
+        tables = index_tables(journal.tables, files, self.manifest.schema, upright, Counter())
         index.write(self.staging / split.index, tables)
         made = {split.index: split.index_digest}
         if split.chunks is not None:

@@ -140,6 +140,7 @@ class Listing:
             columns={name: values[rows] for name, values in self.columns.items()},
             arrays={name: values.take(rows) for name, values in self.arrays.items()},
             split_of=None if self.split_of is None else self.split_of[rows],
+            parent=None if self.parent is None else np.unique(self.parent[rows], return_inverse=True)[1].reshape(-1),
         )
 
 

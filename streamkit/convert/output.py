@@ -1,0 +1,85 @@
+"""What lies at the output before a conversion, and how a new dataset takes an old one's place.
+
+>>> already_there(Path("/no/such/folder"), Options("tfrecord"), {}, overwrite=False) is None
+True
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from streamkit.convert.options import Options
+from streamkit.errors import DamagedError, UsageError
+from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
+
+
+def check_paths(src: Path, out: Path) -> None:
+    """Raise UsageError where source or output cannot be what they should."""
+    if not src.exists():
+        raise UsageError("this source does not exist", path=src, hint="Give a folder of images or arrays, or a file.")
+    inner, outer = out.resolve(), src.resolve()
+    if inner == outer or outer in inner.parents or inner in outer.parents:
+        raise UsageError("source and output lie inside one another", path=out, hint="Choose an output elsewhere.")
+    if out.is_file():
+        raise UsageError("the output is a file", path=out, hint="Choose a folder that is new or empty.")
+    if not str(inner).isascii() and any("\ud800" <= c <= "\udfff" for c in str(inner)):
+        raise UsageError("the output's path is no UTF-8, which Parquet's library needs", path=out)
+
+
+def already_there(out: Path, options: Options, facts: Mapping[str, Any], overwrite: bool) -> Manifest | None:
+    """The finished dataset at `out` if it is the one asked for; None when there is work to do."""
+    if not out.exists():
+        return None
+    if overwrite and (out / FILE_NAME).exists():
+        return None
+    if (out / FILE_NAME).exists():
+        there = Manifest.load(out)
+        asked = options.to_json()
+        differs = [
+            f"{name} is {there.options.get(name)!r} there, {value!r} asked"
+            for name, value in asked.items()
+            if there.options.get(name) != value
+        ]
+        if there.source.get("fingerprint") != facts["fingerprint"]:
+            differs.append("the source has changed")
+        if not differs:
+            _check_shards(out, there)
+            return there
+        raise UsageError(
+            f"the output holds another dataset: {'; '.join(differs)}", path=out, hint="Pass --overwrite to replace it."
+        )
+    names = sorted(p.name for p in out.iterdir())
+    if names and WORK_FOLDER not in names:
+        shown = ", ".join(names[:3])
+        raise UsageError(f"the output is not empty ({shown})", path=out, hint="Choose a folder that is new or empty.")
+    return None
+
+
+def _check_shards(out: Path, there: Manifest) -> None:
+    """Raise DamagedError when a shard of a finished dataset is missing or has another size."""
+    for shard in (s for split in there.splits.values() for s in split.shards):
+        path = out / shard.file
+        if not path.exists() or path.stat().st_size != shard.nbytes:
+            what = "is missing" if not path.exists() else f"has {path.stat().st_size} bytes, not {shard.nbytes}"
+            raise DamagedError(f"{shard.file} {what}", path=out, hint="Pass --overwrite to convert again.")
+
+
+def finish_swap(final: Path) -> None:
+    """Complete a swap that was killed between its two renames: the new dataset is whole, the old one set aside."""
+    new, old = final.with_name(f".{final.name}.new"), final.with_name(f".{final.name}.old")
+    if not final.exists() and old.exists() and (new / FILE_NAME).exists():
+        swap(new, final)
+
+
+def swap(new: Path, final: Path) -> None:
+    """Put `new` in the place of `final` by renames; the old dataset is deleted last."""
+    old = final.with_name(f".{final.name}.old")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
+    os.rename(new, final)
+    shutil.rmtree(old, ignore_errors=True)
