@@ -174,9 +174,9 @@ def convert(
     facts = source_facts(items.listing)
     n_items, source_nbytes = facts["items"], facts["bytes"]
     if before is not None:
-        listed, items = items.listing, before.new_items(items)
-        n_items, source_nbytes = len(items.listing) + len(listed.bad), int(items.listing.sizes.sum())
-        facts = before.source_facts(facts, listed, n_items, source_nbytes)
+        whole, items = items.listing, before.new_items(items)
+        n_items, source_nbytes = len(items.listing) + len(whole.bad), int(items.listing.sizes.sum())
+        facts = before.source_facts(facts, whole, n_items, source_nbytes)
     opened, listing = items.source, items.listing
     if on_bad == "fail" and listing.bad and len(listing) == 0:
         raise bad_items(listing.bad, len(listing.bad))
@@ -207,30 +207,25 @@ def convert(
             with Journal(final, options.to_json(), anew=True) as journal:
                 journal.remove()
         return _finish(report, started, manifest=done, already_done=True)
-    notices: list[str] = []
     target = final if not overwrite else final.with_name(f".{final.name}.new")
     try:
         identity = options.to_json() | ({} if before is None else {"append_to": before.manifest.dataset_id})
         with Journal(target, identity, anew=overwrite) as journal:
-            if before is not None and Manifest.load(final).dataset_id != before.manifest.dataset_id:
-                raise BusyError("another converter has just appended here", path=final, hint="Run it again.")
-            done = (
-                None if append else already_there(final, options, facts, overwrite)
-            )  # again: another converter may just have ended
+            # Again: another converter may just have ended.
+            done = None if append else already_there(final, options, facts, overwrite)
             if done is not None:
                 journal.remove()
                 return _finish(report, started, manifest=done, already_done=True)
+            if before is not None and Manifest.load(final).dataset_id != before.manifest.dataset_id:
+                raise BusyError("another converter has just appended here", path=final, hint="Run it again.")
             writing = Writing(opened, listing, plan, schema, options, journal, workers, on_bad != "fail")
             parts, copies = writing.run(progress)
             bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
-            if on_bad == "quarantine":
-                notices = list(_quarantine(bad, copies, opened, src, final))
-            if before is None:
-                manifest = publish(target, plan, schema, options, facts, journal, parts, bad)
-            else:
-                listed_bad = _still_bad(before, bad, parts, journal)
+            notices = _quarantine(bad, copies, opened, src, final) if on_bad == "quarantine" else ()
+            listed = bad if before is None else _still_bad(before, bad, parts, journal)
+            if before is not None:
                 parts = before.parts() | parts
-                manifest = publish(target, report.plan, schema, options, facts, journal, parts, listed_bad, before)
+            manifest = publish(target, report.plan, schema, options, facts, journal, parts, listed, before)
             if overwrite:
                 swap(target, final)
     except OSError as error:
@@ -243,6 +238,7 @@ def _nothing_new(before: Before, n_items: int, notices: tuple[str, ...], started
     """The report of an append that finds nothing to add; what a killed one left goes."""
     if (before.root / WORK_FOLDER).exists():
         with Journal(before.root, {}, anew=True) as journal:
+            journal.remove_strays({s.file for split in before.manifest.splits.values() for s in split.shards})
             journal.remove()
     manifest = before.manifest
     plan = before.plan(Plan((), ()))
@@ -261,14 +257,13 @@ def _still_bad(
 
 def _quarantine(
     bad: Sequence[BadItem], copies: Sequence[Duplicate], source: Source, src: Path, out: Path
-) -> Iterator[str]:
+) -> tuple[str, ...]:
     """Copy bad files aside; remarks. A dropped copy of a good sample is not bad."""
     dropped = {copy.key for copy in copies}
     n_copied, n_left = set_aside([item for item in bad if item.key not in dropped], source, src, out)
-    if n_copied:
-        yield f"{n_copied} bad files were copied to {folder_of(out)}"
-    if n_left:
-        yield f"{n_left} bad items have no file that can be copied"
+    copied = f"{n_copied} bad files were copied to {folder_of(out)}"
+    left = f"{n_left} bad items have no file that can be copied"
+    return tuple(text for n, text in ((n_copied, copied), (n_left, left)) if n)
 
 
 def _remarks(schema: Schema, options: Options, listing: Listing) -> Iterator[str]:

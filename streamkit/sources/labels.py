@@ -14,8 +14,9 @@ is null. Nothing is known here of the items themselves.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from streamkit.sources.annotations import read_coco, read_voc
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".json", ".xml")
 _NULLS = ("", "NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")
+_ROWS_AT_ONCE = 50_000
 _MAX_LINE = 1 << 26  # characters of one line of JSON
 
 
@@ -59,6 +61,7 @@ def read_labels(path: Path) -> Labels:
         raise UsageError("this label file does not exist", path=path)
     suffix = path.suffix.lower()
     notices: list[str] = []
+    rows: Iterable[dict[str, Any]]
     try:
         if path.is_dir() or suffix == ".xml":
             rows = read_voc(path)
@@ -71,7 +74,7 @@ def read_labels(path: Path) -> Labels:
 
             return _split_off(path, pq.ParquetFile(path).read())
         elif suffix in (".jsonl", ".ndjson"):
-            rows = list(_read_lines(path))
+            rows = _read_lines(path)
         else:
             raise UsageError(f"labels are read from {', '.join(EXTENSIONS)} and folders of .xml", path=path)
         return _split_off(path, _from_rows(rows), notices)
@@ -158,7 +161,11 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _from_rows(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as a table; a name that a row lacks is null there."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+def _from_rows(rows: Iterable[dict[str, Any]]) -> pa.Table:
+    """Rows as a table, some at a time, because as Python's objects they are large; what a row lacks is null there."""
+    rows = iter(rows)
+    tables = []
+    while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+        names = list(dict.fromkeys(name for row in some for name in row))
+        tables.append(pa.table({name: pa.array([row.get(name) for row in some]) for name in names}))
+    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({})
