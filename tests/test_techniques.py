@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 
 import streamkit
-from streamkit.training import fit
+from streamkit.training import estimate, fit
 from streamkit.training.factoring import low_rank, separable
 from streamkit.training.pruning import (
     ConstantSparsity,
@@ -151,9 +151,9 @@ def test_pruning_on_a_schedule_keeps_what_pruning_at_once_loses(
     assert sparsity(at_once) == pytest.approx(0.9, abs=1e-4)
     assert accuracy(at_once, val) < before - 0.1
     gradual = compiled(copy_of(model))
-    schedule = PolynomialDecay(0.9, end=5 * len(train), every=6)
-    fit(gradual, train, epochs=8, run_dir=tmp_path, verbose=0, callbacks=[Prune(schedule)])
-    assert sparsity(gradual) == sparsity(at_once)
+    schedule = PolynomialDecay(0.9, end=4 * len(train), every=4)
+    fit(gradual, train, epochs=8, run_dir=tmp_path, verbose=0, callbacks=[Prune(schedule, scope="global")])
+    assert sparsity(gradual) == pytest.approx(0.9, abs=1e-4)
     assert accuracy(gradual, val) >= before - 0.02
 
 
@@ -232,14 +232,14 @@ def test_shrinking_takes_out_what_is_empty_and_nothing_else(digits: tuple[Any, A
 # Smaller layers
 
 
-@pytest.mark.parametrize("smaller", [lambda m: low_rank(m, energy=0.9), lambda m: separable(m, depth_multiplier=2)])
+@pytest.mark.parametrize("smaller", [lambda m: low_rank(m, energy=0.9), lambda m: separable(m, depth_multiplier=4)])
 def test_factored_layers_are_as_good_after_two_epochs(
     digits: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path, smaller: Any
 ) -> None:
     train, val = digits
     model, before = dense
     small = compiled(smaller(model), rate=1e-3)
-    assert small.count_params() < 0.9 * model.count_params()
+    assert small.count_params() < 0.95 * model.count_params()
     fit(small, train, epochs=2, run_dir=tmp_path / "run", verbose=0)
     assert accuracy(small, val) >= before - 0.02
     small.save(tmp_path / "small.keras")
@@ -266,3 +266,18 @@ def test_factoring_at_full_rank_changes_nothing(padding: str, strides: int) -> N
     apart = separable(model)
     assert type(apart.layers[0]) is keras.layers.SeparableConv2D
     np.testing.assert_allclose(apart.predict_on_batch(x), model.predict_on_batch(x), rtol=1e-3, atol=1e-3)
+
+
+def test_an_estimate_counts_what_a_step_keeps() -> None:
+    model = network()
+    with pytest.raises(streamkit.UsageError, match="shapes"):
+        estimate(keras.Sequential([keras.layers.Dense(2)]), 8)
+    compiled(model)
+    one, four = estimate(model, 16), estimate(model, 64)
+    assert four.activations_nbytes == 4 * one.activations_nbytes
+    assert four.total_nbytes - one.total_nbytes == 3 * one.activations_nbytes
+    n_trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
+    assert one.gradients_nbytes == 4 * n_trainable
+    accumulated = estimate(compiled(network(), accumulate=2), 16)
+    assert accumulated.gradients_nbytes == 8 * n_trainable
+    assert accumulated.total_nbytes == one.total_nbytes + 4 * n_trainable

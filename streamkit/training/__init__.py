@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streamkit.training.loop import fit
+    from streamkit.training.memory import estimate
 
-__all__ = ["fit"]
+__all__ = ["estimate", "fit"]
 
-_HOME = {"fit": "streamkit.training.loop"}
+_HOME = {"estimate": "streamkit.training.memory", "fit": "streamkit.training.loop"}
 
 
 def __getattr__(name: str) -> Any:

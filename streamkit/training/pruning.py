@@ -116,8 +116,12 @@ def kept(weights: Sequence[Array], share: float, scope: str = "layer") -> list[A
 
 
 def kernels(model: Any, unit: str = "weight") -> list[Any]:
-    """The variables that are pruned: kernels of Dense and convolutions; of filters, not the last one, whose are classes."""
-    found = [v for v in model.trainable_variables if v.path.endswith("kernel") and len(v.shape) >= 2]
+    """The variables that are pruned: kernels of Dense and convolutions; of filters, not the last one, whose are classes.
+
+    Depthwise kernels are left: they are the few weights of a network that it can least do without.
+    """
+    names = ("kernel", "pointwise_kernel")
+    found = [v for v in model.trainable_variables if v.name in names and len(v.shape) >= 2]
     return found[:-1] if unit == "filter" else found
 
 
@@ -217,8 +221,7 @@ class Prune(keras.callbacks.Callback):
 
 def keep_zeros(optimizer: Any, model: Any, unit: str = "weight") -> None:
     """Make every update of `optimizer` leave zeros of the kernels zero, whatever momentum or weight decay say."""
-    if "apply" in vars(optimizer):
-        return
+    vars(optimizer).pop("apply", None)  # left by a training that ended in an error
     apply = optimizer.apply
 
     def apply_and_keep(grads: Any, trainable_variables: Any = None) -> None:
