@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "convert": "streamkit.convert",
+    "index": "streamkit.index",
     "Loader": "streamkit.frontends",
     "dataset": "streamkit.frontends",
     "sequence": "streamkit.frontends",
@@ -67,6 +68,7 @@ __all__ = [
     "__version__",
     "convert",
     "dataset",
+    "index",
     "open",
     "repair",
     "sequence",
@@ -80,7 +82,8 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     module = importlib.import_module(_HOME[name])
-    value = module if name == "convert" else getattr(module, name)  # see streamkit/convert/__init__.py
+    # Packages that are functions at once, see streamkit/convert/__init__.py.
+    value = module if name in ("convert", "index") else getattr(module, name)
     globals()[name] = value
     return value
 

@@ -15,7 +15,10 @@ column field; for pictures `width`, `height`, `channels`, and `orientation` wher
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,9 @@ class Index:
         return pq.read_table(self.path, columns=None if columns is None else list(columns))
 
 
+ADOPT_AGAIN = "If it was moved, name its folder with root= (--root); if it changed, run `streamkit index` again."
+
+
 def numpy_of(table: pa.Table, name: str) -> npt.NDArray[Any]:
     """A column of an Arrow table as NumPy array."""
     return np.concatenate([_numpy(chunk) for chunk in table.column(name).chunks])
@@ -188,3 +194,17 @@ def _largest(name: str, file: pq.ParquetFile) -> int:
     column = file.schema_arrow.names.index(name)
     stats = [file.metadata.row_group(g).column(column).statistics for g in range(file.num_row_groups)]
     return max((s.max if s is not None and s.has_min_max else 2**62 for s in stats), default=0)
+
+
+class _Callable(types.ModuleType):
+    """This module is `streamkit.index` to Python's import system, and to users the function of that name.
+
+    Nothing here uses the function: it is looked up when a user calls it.
+    """
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        """Adopt files that exist; see `streamkit.adopt.adopt`."""
+        return importlib.import_module("streamkit.adopt").adopt(*args, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

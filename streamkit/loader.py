@@ -28,10 +28,12 @@ from streamkit.ahead import in_order
 from streamkit.batch import BatchMaker
 from streamkit.buffers import Buffers
 from streamkit.choose import choose, fingerprint, parse_split
+from streamkit.chunks import slab_nbytes
 from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import Manifest
 from streamkit.order import Batches, Cursor, Order
 from streamkit.reader import Reader
+from streamkit.rooted import shards_root
 from streamkit.schema import Schema
 from streamkit.sizing import Sizing, sample_nbytes
 from streamkit.skipping import Skips
@@ -71,6 +73,7 @@ class Loader:
             shorter by them, under drop_remainder the next good samples stand in, so that shapes stay static.
         max_bad: share of the samples that may be bad before "skip" raises after all.
         manifest_digest: the `dataset_id` that the dataset must have; see `streamkit.open`.
+        root: of a dataset of adopted files: the folder below which they lie, where it is not the one recorded.
 
     Yields:
         One payload and its label: (x, label); one payload: x; otherwise a dict. Images are (B, height, width, channels),
@@ -109,6 +112,7 @@ class Loader:
         on_corrupt: str = "raise",
         max_bad: float = 0.001,
         manifest_digest: str | None = None,
+        root: str | os.PathLike[str] | None = None,
     ) -> None:
         if on_corrupt not in ("raise", "skip"):
             raise UsageError(f'on_corrupt is {on_corrupt!r}, expected "raise" or "skip"')
@@ -147,6 +151,7 @@ class Loader:
             chunk_budget_nbytes=self.memory_budget // 4,
             map_limit_nbytes=None if memory_budget is None else self.memory_budget,
             lenient=on_corrupt == "skip",
+            shards_root=shards_root(path, self.manifest.root, root, self.manifest.dataset_id),
         )
         self._chosen = choose(self._reader.index, part, where, rows)
         n = self._chosen[1] - self._chosen[0] if isinstance(self._chosen, tuple) else len(self._chosen)
@@ -342,8 +347,9 @@ class Loader:
     @property
     def memory_bound(self) -> int:
         """What the loader's batches and decoded chunks take at most [B], whatever the dataset's size."""
-        chunked = any(f.chunk_rows is not None for f in self._reader.fields)
-        return self._sizing.bound_nbytes + (self.memory_budget // 4 if chunked else 0)
+        slabs = [slab_nbytes(f) for f in self._reader.fields if f.chunk_rows is not None]
+        held = max(self.memory_budget // 4, (1 + self.num_workers) * max(slabs)) if slabs else 0
+        return self._sizing.bound_nbytes + held
 
     # Resume
 

@@ -53,7 +53,7 @@ class Shard:
     digest: str
 
     def __post_init__(self) -> None:
-        plain_name(self.file)
+        name_below(self.file)
         _count(self.samples, "samples", self.file)
         _count(self.nbytes, "bytes", self.file)
 
@@ -109,6 +109,8 @@ class Manifest:
     """A dataset: format, schema, splits and how it came about. Frozen; `path` is where it was read from, if it was.
 
     `files` are those that only other tools read, by name; a manifest without them says nothing of such files.
+    `root` is set for adopted files: the folder below which they lie, relative to the manifest's own; what may be opened
+    there, `streamkit.rooted` decides. The format "folder" means loose files, one a sample, found by their keys.
     """
 
     format: str
@@ -119,13 +121,19 @@ class Manifest:
     statistics: Mapping[str, Any] = field(default_factory=dict)
     skipped: int = 0
     files: Mapping[str, SideFile] = field(default_factory=dict)
+    root: str | None = None
     streamkit_version: str = __version__
     path: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
-        if self.format not in ("tfrecord", "hdf5"):
-            raise DamagedError(f"the format is {self.format!r}, expected tfrecord or hdf5", path=self.path)
+        if self.format not in ("tfrecord", "hdf5", "folder"):
+            raise DamagedError(f"the format is {self.format!r}, expected tfrecord, hdf5 or folder", path=self.path)
         files = [s.file for split in self.splits.values() for s in split.shards]
+        if self.root is None:
+            for file in files:
+                plain_name(file)
+        elif not isinstance(self.root, str) or self.root.startswith("/") or "\0" in self.root:
+            raise RefusedError(f"the root {str(self.root)[:80]!r} is no relative path", path=self.path)
         if len(set(files)) != len(files) or len(files) > MAX_SHARDS:
             raise DamagedError("a shard is named twice, or there are over a million", path=self.path)
 
@@ -175,7 +183,8 @@ class Manifest:
         return self.splits[name]
 
     def _content(self) -> dict[str, Any]:
-        out = {
+        adopted = {} if self.root is None else {"root": self.root}
+        out = adopted | {
             "format_version": FORMAT_VERSION,
             "streamkit_version": self.streamkit_version,
             "format": self.format,
@@ -238,6 +247,7 @@ class Manifest:
                 statistics=_facts(data["statistics"]),
                 skipped=_count(data["skipped"], "skipped", "manifest"),
                 files={plain_name(name): _side_file(name, f) for name, f in _facts(data.get("files", {})).items()},
+                root=data.get("root"),
                 streamkit_version=str(data["streamkit_version"]),
                 path=path,
             )
@@ -308,6 +318,15 @@ def plain_name(name: Any) -> str:
     bad = not isinstance(name, str) or not name or name in (".", "..") or any(c in name for c in "/\\:%\0")
     if bad or len(name) > 255 or not name.isprintable():
         raise RefusedError(f"{str(name)[:80]!r} is not a plain file name", hint="The manifest was tampered with.")
+    return str(name)
+
+
+def name_below(name: Any) -> str:
+    """`name` if it is a relative path, with "/", that stays below where it begins; RefusedError otherwise."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    bad = any(part in ("", ".", "..") or len(part) > 255 or not part.isprintable() for part in parts)
+    if bad or "\\" in name:
+        raise RefusedError(f"{str(name)[:80]!r} is no path below a folder", hint="The manifest was tampered with.")
     return str(name)
 
 

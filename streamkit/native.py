@@ -17,6 +17,7 @@ import ctypes
 import errno
 import functools
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -54,6 +55,8 @@ def _load() -> Any:
             library.streamkit_map.restype = pointer
             library.streamkit_map.argtypes = [ctypes.c_int, number]
             library.streamkit_unmap.argtypes = [pointer, number]
+            library.streamkit_gather.restype = None
+            library.streamkit_gather.argtypes = [number, pointer, pointer, number, pointer, number, number, pointer]
             return library
     return None
 
@@ -155,6 +158,38 @@ def _call(
         _fail(done, reason.value, found.value, crcs)
 
 
+def gather(
+    sources: Sequence[Bytes], which: Ints, offsets: Ints, starts: npt.NDArray[np.int32], run_nbytes: int, memory: Bytes
+) -> None:
+    """Put rows together from runs of bytes.
+
+    Args:
+        sources: where the runs lie, uint8, contiguous.
+        which: number of each row's source, int64 (n,).
+        offsets: where each row begins in its source [B], int64 (n,), multiples of `run_nbytes`.
+        starts: where the runs of a row begin behind that [B], in the order of the row's bytes; likewise.
+        run_nbytes: length of every run [B].
+        memory: the rows, uint8, contiguous, n * len(starts) * run_nbytes bytes.
+    """
+    ends = offsets + int(starts.max(initial=0)) + run_nbytes
+    sizes = np.array([source.nbytes for source in sources], np.int64)
+    if memory.nbytes != len(offsets) * len(starts) * run_nbytes or (ends > sizes[which]).any() or (offsets < 0).any():
+        raise ValueError(_NO_ROOM)
+    if _library is None:
+        rows = memory.view(f"V{run_nbytes}").reshape(len(offsets), len(starts))
+        runs = [source.view(f"V{run_nbytes}") for source in sources]
+        for row, source, offset in zip(rows, which.tolist(), offsets.tolist(), strict=True):
+            row[:] = runs[source][(offset + starts) // run_nbytes]
+        return
+    bases = np.array([_at(source) for source in sources], np.int64)[which] + offsets
+    starts = np.ascontiguousarray(starts, np.int32)
+    lines = np.sort(starts)[np.flatnonzero(np.diff(np.sort(starts) >> 6, prepend=-1))[:_MAX_LINES]]
+    _library.streamkit_gather(
+        len(bases), _at(bases), _at(memory), len(starts), _at(starts), run_nbytes, len(lines), _at(lines)
+    )
+
+
+_MAX_LINES = 512  # of a row that are fetched ahead: what the nearest cache holds
 _NO_ROOM = "a range would leave the memory it is read into"
 
 

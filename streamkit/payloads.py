@@ -34,7 +34,7 @@ class Payloads:
         """Fill `out` (n, ...) with fixed-shape values as they are stored."""
         if field.chunk_rows is not None:
             self.reader.read_chunked(field, rows, out)
-        elif field.encoding == "raw":
+        elif field.encoding in ("raw", "bigendian"):
             nbytes = field.sample_nbytes
             lengths = self.reader.lengths(field.name, rows)
             if len(rows) and (lengths.min() != nbytes or lengths.max() != nbytes):
@@ -42,6 +42,8 @@ class Payloads:
                 raise self.reader.damaged(int(rows[bad]), f"{lengths[bad]} bytes, expected {nbytes}")
             memory = out.reshape(-1).view(np.uint8)
             self.reader.read(field.name, rows, memory, np.arange(len(rows), dtype=np.int64) * nbytes)
+            if field.encoding == "bigendian":
+                out.byteswap(inplace=True)
         else:
             for i, values in enumerate(self.decoded(field, rows)):
                 out[i] = values
@@ -57,6 +59,8 @@ class Payloads:
                 if field.encoding == "zlib":
                     limit = field.sample_nbytes if field.fixed else min(MAX_RANGE_NBYTES, 1032 * len(data) + 64)
                     data = arrays.inflate(data, limit)
+                elif field.encoding == "varint":
+                    data = arrays.varints(data).view(np.uint8)
                 out.append(arrays.from_bytes(data, field.dtype, shape))
             except arrays.BadArray as error:
                 raise self.reader.damaged(row, str(error)) from None

@@ -7,11 +7,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit import native
-from streamkit.codecs.array import BadArray, decode_chunk
+from streamkit.chunks import Slabs, grid, slab_nbytes
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend
-from streamkit.index import Index
+from streamkit.index import ADOPT_AGAIN, Index
+from streamkit.loose import LooseFiles
 from streamkit.manifest import Manifest, Split
 from streamkit.native import BadRange
 from streamkit.schema import Field
@@ -62,6 +61,7 @@ class Reader:
         chunk_budget_nbytes: decoded chunks kept [B], for chunked fields.
         map_limit_nbytes: shards are mapped if all of the split's are smaller [B]; None: than half the memory available.
         lenient: shards may be missing or of another size; rows whose bytes are not there are damaged when they are read.
+        shards_root: the folder that the shards lie in; `root` if None.
 
     Raises:
         DamagedError: index or shard missing, cut, or not what the manifest says.
@@ -77,10 +77,11 @@ class Reader:
         chunk_budget_nbytes: int = 256 << 20,
         map_limit_nbytes: int | None = None,
         lenient: bool = False,
+        shards_root: str | os.PathLike[str] | None = None,
     ) -> None:
         self.root, self.manifest, self.split = Path(root), manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
-        self.files = Files(self.root)
+        self.files = Files(self.root if shards_root is None else shards_root, self._again)
         self.index = Index(self.root / split.index, split.samples, split.index_digest)
         self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
         self.lenient = lenient
@@ -89,7 +90,7 @@ class Reader:
         self._check_ranges()
         self._maps = self._map(map_limit_nbytes) if sizes_fit else None  # a range may leave a file that was cut
         self._map_limit_nbytes = map_limit_nbytes
-        self._chunks = _ChunkCache(self, chunk_budget_nbytes)
+        self._slabs = Slabs(self, chunk_budget_nbytes)
         self._chunk_budget_nbytes = chunk_budget_nbytes
 
     def _load(self) -> None:
@@ -97,6 +98,7 @@ class Reader:
         names += [f.name for f in self.fields if not f.is_payload]
         names += [n for n in self.extras if n in self.index and n not in names]
         self.columns = self.index.load(names)
+        self.loose = LooseFiles(self.files.root, self.index) if self.manifest.format == "folder" else None
         for field in self.fields:
             lengths = self.columns.get(f"{field.name}.length")
             if lengths is not None and len(lengths) and (lengths == lengths[0]).all():
@@ -105,7 +107,7 @@ class Reader:
         if any(f.chunk_rows is not None for f in self.fields):
             path = self.root / str(self.split.chunks)
             table = Index(path, None, self.split.chunks_digest)
-            self.chunk_table = table.load(["offset", "length", "crc32c"])
+            self.chunk_table = table.load([n for n in ("offset", "length", "crc32c", "skipped") if n in table])
             shards = table.load(["shard"])["shard"]
             number = {s.file: i for i, s in enumerate(self.split.shards)}
             try:
@@ -116,15 +118,15 @@ class Reader:
     def _check_sizes(self) -> bool:
         """True when every shard has the size that the manifest says; else DamagedError, unless lenient."""
         fits = True
-        for shard in self.split.shards:
+        for shard in self.split.shards if self.loose is None else ():  # a million loose files are looked at when read
             try:
                 size = self.files.size(shard.file)
                 if size != shard.nbytes:
                     raise DamagedError(
                         f"the file has {size} bytes, the manifest says {shard.nbytes}",
-                        path=self.root / shard.file,
+                        path=self.files.root / shard.file,
                         shard=shard.file,
-                        hint=mend(self.root),
+                        hint=self._again,
                     )
             except DamagedError:
                 fits = False
@@ -139,13 +141,10 @@ class Reader:
             if not field.is_payload:
                 self._check_column(field)
                 continue
-            if (
-                field.dtype not in ("string", "bytes")
-                and field.sample_nbytes * (field.chunk_rows or 1) > MAX_RANGE_NBYTES
-            ):
+            largest = max(field.sample_nbytes, slab_nbytes(field)) if field.dtype not in ("string", "bytes") else 0
+            if largest > MAX_RANGE_NBYTES:
                 raise RefusedError(
-                    f"a sample or chunk of {field.name!r} would take {field.sample_nbytes * (field.chunk_rows or 1)} bytes;"
-                    f" the limit is {MAX_RANGE_NBYTES}",
+                    f"a sample or chunk of {field.name!r} would take {largest} bytes; the limit is {MAX_RANGE_NBYTES}",
                     path=self.manifest.path,
                 )
             if field.chunk_rows is None:
@@ -155,7 +154,8 @@ class Reader:
                 offsets, lengths = self.chunk_table["offset"], self.chunk_table["length"]
                 limits = ends[self.chunk_table["shard"]]
                 chunk, row = self.columns[f"{field.name}.chunk"], self.columns[f"{field.name}.row"]
-                if len(chunk) and (chunk.min() < 0 or chunk.max() >= len(offsets) or row.min() < 0):
+                n_chunks = math.prod(grid(field))
+                if len(chunk) and (chunk.min() < 0 or chunk.max() + n_chunks > len(offsets) or row.min() < 0):
                     raise DamagedError(f"field {field.name!r} points outside the chunk table", path=self.index.path)
                 if len(row) and row.max() >= field.chunk_rows:
                     raise DamagedError(f"field {field.name!r} points outside its chunk", path=self.index.path)
@@ -187,7 +187,7 @@ class Reader:
     def _map(self, limit_nbytes: int | None) -> Maps | None:
         """Shards that fit in the page cache are mapped; larger splits would thrash there, so they are read by position."""
         limit = available_memory() // 2 if limit_nbytes is None else limit_nbytes
-        if not native.available() or self.split.nbytes > limit:
+        if not native.available() or self.split.nbytes > limit or self.loose is not None:
             return None
         try:
             return Maps(self.files, [shard.file for shard in self.split.shards])
@@ -213,6 +213,9 @@ class Reader:
         offsets, crcs = self.columns[f"{name}.offset"][rows], self.columns[f"{name}.crc32c"][rows]
         lengths = self.lengths(name, rows)
         try:
+            if self.loose is not None:
+                self.loose.read(rows, lengths, memory, places, crcs)
+                return
             if self._maps is not None:
                 self._maps.read(self._shard_of(rows), offsets, lengths, memory, places, crcs)
                 return
@@ -221,7 +224,7 @@ class Reader:
                 file = self.split.shards[shard].file
                 self.files.read(file, offsets[slots], lengths[slots], memory, places[slots], crcs[slots])
         except BadRange as bad:
-            i = bad.i if self._maps is not None else int(part[bad.i])
+            i = bad.i if self._maps is not None or self.loose is not None else int(part[bad.i])
             raise self.damaged(int(rows[i]), bad.reason) from None
         except DamagedError as error:  # the whole shard is missing
             raise self.damaged(int(rows[part[0]]), error.what) from None
@@ -233,35 +236,36 @@ class Reader:
 
     def damaged(self, row: int, reason: str) -> DamagedError:
         """The error for one row's bytes."""
+        if self.loose is not None:
+            path = self.loose.path(row)
+            return DamagedError(reason, path=path, record=row, key=self.index.key(row), hint=self._again)
         shard = int(np.searchsorted(self.shard_starts, row, side="right") - 1)
         return DamagedError(
             reason,
-            path=self.root / self.split.shards[shard].file,
+            path=self.files.root / self.split.shards[shard].file,
             shard=self.split.shards[shard].file,
             record=row - int(self.shard_starts[shard]),
             key=self.index.key(row),
-            hint=mend(self.root),
+            hint=self._again,
         )
 
     def row_of(self, error: DamagedError) -> int | None:
         """The row that an error is about, when it is about one."""
+        if self.loose is not None:
+            return error.record
         files = [shard.file for shard in self.split.shards]
         if error.record is None or error.shard not in files:
             return None
         return int(self.shard_starts[files.index(error.shard)]) + error.record
 
+    @property
+    def _again(self) -> str:
+        """What to do about a shard that is not what it was."""
+        return mend(self.root) if self.manifest.root is None else ADOPT_AGAIN
+
     def read_chunked(self, field: Field, rows: Ints, out: npt.NDArray[Any]) -> None:
         """Read a chunked payload field: `out[i]` is filled with the decoded values of `rows[i]`."""
-        chunk = self.columns[f"{field.name}.chunk"][rows]
-        inside = self.columns[f"{field.name}.row"][rows]
-        order = np.argsort(chunk, kind="stable")
-        cuts = np.flatnonzero(np.diff(chunk[order])) + 1
-        for slots in np.split(order, cuts) if len(order) else []:
-            try:
-                values = self._chunks.get(field, int(chunk[slots[0]]))
-            except DamagedError as error:
-                raise self.damaged(int(rows[slots[0]]), error.what) from None
-            out[slots] = values[inside[slots]]
+        self._slabs.read(field, rows, out)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -273,72 +277,11 @@ class Reader:
             "chunk_budget_nbytes": self._chunk_budget_nbytes,
             "map_limit_nbytes": self._map_limit_nbytes,
             "lenient": self.lenient,
+            "shards_root": self.files.root,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
-
-
-class _ChunkCache:
-    """Decoded chunks, the least recently used dropped first. A chunk wanted by two threads is decoded once."""
-
-    def __init__(self, reader: Reader, budget_nbytes: int) -> None:
-        self.reader, self.budget = reader, budget_nbytes
-        self._reset()
-
-    def _reset(self) -> None:
-        self._lock = threading.Lock()
-        self._held: OrderedDict[tuple[str, int], Future[npt.NDArray[Any]]] = OrderedDict()
-        self._nbytes = 0
-        self._pid = os.getpid()
-
-    def get(self, field: Field, chunk: int) -> npt.NDArray[Any]:
-        if self._pid != os.getpid():
-            self._reset()
-        key = (field.name, chunk)
-        nbytes = field.sample_nbytes * int(field.chunk_rows or 1)
-        with self._lock:
-            future = self._held.get(key)
-            mine = future is None
-            if future is None:
-                future = self._held[key] = Future()
-                self._nbytes += nbytes
-                while self._nbytes > self.budget and len(self._held) > 1:
-                    (name, _), _ = self._held.popitem(last=False)
-                    self._nbytes -= self._chunk_nbytes(name)
-            else:
-                self._held.move_to_end(key)
-        if mine:
-            try:
-                future.set_result(self._decode(field, chunk))
-            except BaseException as error:
-                future.set_exception(error)
-                with self._lock:
-                    if self._held.pop(key, None) is not None:
-                        self._nbytes -= nbytes
-        return future.result()
-
-    def _chunk_nbytes(self, name: str) -> int:
-        field = next(f for f in self.reader.fields if f.name == name)
-        return field.sample_nbytes * int(field.chunk_rows or 1)
-
-    def _decode(self, field: Field, chunk: int) -> npt.NDArray[Any]:
-        table = self.reader.chunk_table
-        length = int(table["length"][chunk])
-        data = np.empty(length, np.uint8)
-        one = slice(chunk, chunk + 1)
-        file = self.reader.split.shards[int(table["shard"][chunk])].file
-        try:
-            self.reader.files.read(
-                file, table["offset"][one], np.array([length]), data, np.zeros(1, np.int64), table["crc32c"][one]
-            )
-            filters = tuple(field.encoding.partition(":")[0].split("+"))
-            nbytes = field.sample_nbytes * int(field.chunk_rows or 1)
-            dtype = np.dtype(field.dtype)
-            flat = decode_chunk(data.data, filters, dtype.itemsize, nbytes)
-        except (BadRange, BadArray) as error:  # the caller names the record
-            raise DamagedError(str(error), shard=file) from None
-        return flat.view(dtype.newbyteorder("<")).reshape(field.chunk_rows or 1, *(int(d or 0) for d in field.shape))
 
 
 def _range_names(field: Field, index: Index) -> list[str]:

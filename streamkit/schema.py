@@ -40,6 +40,8 @@ class Field:
         encoding: how payload bytes are stored: "raw" (little-endian, C order), "zlib", an image format ("jpeg", "png",
             "webp", ..., or "mixed"), or for chunked HDF5 the filters in the order applied ("shuffle+gzip").
         chunk_rows: samples a chunk, for chunked HDF5; else None.
+        chunk_shape: for adopted HDF5 whose chunks split the sample axes: their extent along these; else None.
+        fill: the value of a chunk that was never written, as the hex digits of its bytes; "" is zero.
         class_names: names of the classes 0, 1, ... that the values of a label, or of an array of classes, are; else None.
     """
 
@@ -50,6 +52,8 @@ class Field:
     encoding: str = "raw"
     chunk_rows: int | None = None
     class_names: tuple[str, ...] | None = None
+    chunk_shape: tuple[int, ...] | None = None
+    fill: str = ""
 
     def __post_init__(self) -> None:
         parts = self.name.split("/")
@@ -69,6 +73,15 @@ class Field:
                 raise RefusedError(f"field {self.name!r} has dtype {dtype}, which is not plain numbers")
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise DamagedError(f"field {self.name!r} has {self.chunk_rows} samples a chunk")
+        if self.chunk_shape is not None and (
+            self.chunk_rows is None
+            or not self.fixed
+            or len(self.chunk_shape) != len(self.shape)
+            or min(self.chunk_shape) < 1
+        ):
+            raise DamagedError(f"field {self.name!r} has chunks of {self.chunk_shape} in samples of {self.shape}")
+        if self.fill and (self.chunk_rows is None or len(self.fill) != 2 * np.dtype(self.dtype).itemsize):
+            raise DamagedError(f"field {self.name!r} has the fill value {self.fill[:40]!r}")
         if len(self.shape) > MAX_NDIM or any(d is not None and d < 0 for d in self.shape):
             raise RefusedError(f"field {self.name!r} has shape {self.shape}; at most {MAX_NDIM} axes of size >= 0")
 
@@ -107,6 +120,10 @@ class Field:
             out["encoding"] = self.encoding
         if self.chunk_rows is not None:
             out["chunk_rows"] = self.chunk_rows
+        if self.chunk_shape is not None:
+            out["chunk_shape"] = list(self.chunk_shape)
+        if self.fill:
+            out["fill"] = self.fill
         if self.class_names is not None:
             out["class_names"] = list(self.class_names)
         return out
@@ -166,7 +183,7 @@ class Schema:
 def _field(name: str, item: Mapping[str, Any]) -> Field:
     try:
         shape = item["shape"]
-        names = item.get("class_names")
+        names, chunk_shape = item.get("class_names"), item.get("chunk_shape")
         if not all(d is None or (isinstance(d, int) and not isinstance(d, bool)) for d in shape):
             raise TypeError
         if names is not None and not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
@@ -179,6 +196,8 @@ def _field(name: str, item: Mapping[str, Any]) -> Field:
             encoding=str(item.get("encoding", "raw")),
             chunk_rows=None if item.get("chunk_rows") is None else int(item["chunk_rows"]),
             class_names=None if names is None else tuple(names),
+            chunk_shape=None if chunk_shape is None else tuple(int(d) for d in chunk_shape),
+            fill=bytes.fromhex(item.get("fill", "")).hex(),
         )
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, (DamagedError, RefusedError)):

@@ -23,7 +23,7 @@ _SINGLES = 64  # samples made together when they are delivered one by one
 _PREFETCH = 2  # tasks done ahead beyond those under way
 _TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
 _TOGETHER_NBYTES = 8 << 20
-_USUAL_RATIO = 4  # zlib on numbers; the index does not say the decoded size of ragged arrays
+_USUAL_RATIO = {"zlib": 4, "varint": 8}  # on numbers; the index does not say the decoded size of ragged arrays
 
 
 @dataclass(frozen=True)
@@ -87,5 +87,5 @@ def sample_nbytes(specs: Mapping[str, Spec], schema: Schema, columns: Mapping[st
         elif shapes is not None and len(shapes):
             total += int(shapes.max(axis=0).astype(np.int64).prod()) * item
         elif lengths is not None and len(lengths):
-            total += int(lengths.max()) * (_USUAL_RATIO if schema[name].encoding == "zlib" else 1)
+            total += int(lengths.max()) * _USUAL_RATIO.get(schema[name].encoding, 1)
     return total

@@ -37,10 +37,14 @@ class Files:
     """The files of one folder by positional reads: at most MAX_OPEN descriptors, the least recently used closed first.
 
     Safe in threads. A forked child drops what it inherited; pickle keeps the folder only.
+
+    Args:
+        root: the folder.
+        missing: what an error about a file that is not there advises; None: to verify the folder.
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root)
+    def __init__(self, root: str | os.PathLike[str], missing: str | None = None) -> None:
+        self.root, self.missing = Path(root), missing
         self._reset()
 
     def _reset(self) -> None:
@@ -78,7 +82,7 @@ class Files:
         with self._lock:
             fd = self._fds.pop(name, -1)
             if fd < 0:
-                fd = _open(self.root / name)
+                fd = open_for_reading(self.root / name, self.missing)
             self._fds[name] = fd
             self._in_use[name] = self._in_use.get(name, 0) + 1
             self._evict()
@@ -106,7 +110,7 @@ class Files:
         try:
             return regular_file(self.root / name).st_size
         except FileNotFoundError:
-            raise _missing(self.root / name) from None
+            raise _missing(self.root / name, self.missing) from None
         except OSError as error:
             raise os_error(error, self.root / name) from error
 
@@ -121,10 +125,10 @@ class Files:
                 os.close(fd)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root}
+        return {"root": self.root, "missing": self.missing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.root = state["root"]
+        self.root, self.missing = state["root"], state["missing"]
         self._reset()
 
 
@@ -180,19 +184,20 @@ def available_memory() -> int:
     return 0
 
 
-def _open(path: Path) -> int:
+def open_for_reading(path: Path, missing: str | None = None) -> int:
+    """A descriptor of a file, which is no link. DamagedError with the advice `missing`; ResourceError."""
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise _missing(path) from None
+        raise _missing(path, missing) from None
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise RefusedError("this shard is a link, which may lead out of the dataset", shard=path.name) from None
         raise os_error(error, path) from error
 
 
-def _missing(path: Path) -> DamagedError:
-    return DamagedError("this shard is missing", path=path, shard=path.name, hint=mend(path.parent))
+def _missing(path: Path, hint: str | None) -> DamagedError:
+    return DamagedError("this shard is missing", path=path, shard=path.name, hint=hint or mend(path.parent))
 
 
 @contextmanager

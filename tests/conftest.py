@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +26,15 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("streamkit")
+
+
+def pytest_configure() -> None:
+    """For tests and doctests alike: what streamkit notes among a user's own files goes to a folder of the run."""
+    os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="streamkit-state-")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ.pop("XDG_STATE_HOME"), ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

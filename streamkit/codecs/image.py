@@ -48,6 +48,7 @@ MAX_PIXELS = 64_000_000
 FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff"}
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_MAGICS = (_JPEG_MAGIC, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 _JPEG_SPACE = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 _EXIF_ORIENTATION = 0x0112  # Source: Exif 2.3, tag 274
 
@@ -72,6 +73,18 @@ class Info(NamedTuple):
     height: int
     channels: int
     orientation: int
+
+
+def looks_like_image(data: Any) -> bool:
+    """True where bytes begin as one of FORMATS does; what they are whole, `probe` says.
+
+    >>> looks_like_image(b"BMW is no picture"), looks_like_image(b"GIF89a...")
+    (False, True)
+    """
+    head = bytes(data[:12])
+    if head.startswith(b"BM"):
+        return int.from_bytes(head[2:6], "little") == len(data)
+    return head.startswith(_MAGICS) or (head[:4] == b"RIFF" and head[8:] == b"WEBP")
 
 
 def probe(data: Any, max_pixels: int = MAX_PIXELS) -> Info:

@@ -6,4 +6,4 @@ The module's name is the command's; `NAMES` is the order that `streamkit --help`
     'convert'
 """
 
-NAMES = ("convert", "info", "verify", "repair", "preview", "bench", "completion")
+NAMES = ("convert", "index", "info", "verify", "repair", "preview", "bench", "completion")

@@ -103,7 +103,7 @@ def publish(
         splits=splits,
         options=options.to_json(),
         source=source,
-        statistics=_statistics(schema, counts, parts),
+        statistics=statistics(schema, counts, parts),
         skipped=len(bad),
     )
     manifest = replace(manifest, files=write_side_files(out, manifest, bad))
@@ -143,7 +143,8 @@ def index_tables(
         yield table
 
 
-def _statistics(schema: Schema, counts: Mapping[str, Counter[int]], parts: Mapping[str, Part]) -> dict[str, Any]:
+def statistics(schema: Schema, counts: Mapping[str, Counter[int]], parts: Mapping[str, Part]) -> dict[str, Any]:
+    """Class counts a split, and the range of picture sizes."""
     out: dict[str, Any] = {}
     label = schema.label
     if label is not None:

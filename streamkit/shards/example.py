@@ -29,7 +29,11 @@ class BadExample(ValueError):
 
 
 class Feature(NamedTuple):
-    """One feature: kind "bytes", "float" or "int64"; its values; where the first bytes value lies in the Example."""
+    """One feature: kind "bytes", "float" or "int64"; its values; and where they lie in the Example.
+
+    Of several bytes values only the place of the first is told. Numbers that are not packed, as few writers leave them,
+    have no one place: start and stop are -1.
+    """
 
     kind: str
     values: Any
@@ -120,14 +124,26 @@ def _feature(view: memoryview, kind: int, start: int, stop: int) -> Feature:
         return Feature("bytes", [view[a:b] for a, b in spans], *first)
     if kind == 2:
         floats = [np.frombuffer(view[a:b], "<f4") for _, a, b in parts]
-        return Feature("float", np.concatenate(floats) if floats else np.empty(0, np.float32), start, stop)
+        return Feature("float", np.concatenate(floats) if floats else np.empty(0, np.float32), *_place(parts))
     ints: list[int] = []
     for _, a, b in parts:
         while a < b:
             value, a = _varint(view, a)
             ints.append(value - (1 << 64) if value >> 63 else value)
     values: npt.NDArray[np.int64] = np.array(ints, np.int64)
-    return Feature("int64", values, start, stop)
+    return Feature("int64", values, *_place(parts))
+
+
+def _place(parts: list[tuple[int, int, int]]) -> tuple[int, int]:
+    """Where the numbers of a list lie, if they lie together."""
+    return (0, 0) if not parts else parts[0][1:] if len(parts) == 1 else (-1, -1)
+
+
+def is_sequence(data: Any) -> bool:
+    """True for a tf.train.SequenceExample: {context: Features, feature_lists: FeatureLists}, of which `parse` sees only
+    the context."""
+    view = memoryview(data)
+    return any(number == 2 for number, _, _ in _fields(view, 0, len(view)))
 
 
 def _fields(view: memoryview, at: int, end: int, scalars: bool = False) -> Any:

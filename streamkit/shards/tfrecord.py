@@ -140,6 +140,15 @@ def _column_entry(field: Field, name: bytes, value: Any) -> bytes:
     return example.int64_entry(name, (int(value),))
 
 
+def begins_a_record(head: bytes) -> bool:
+    """True where bytes begin with a record's length and the right crc of it.
+
+    >>> begins_a_record(b"no TFRecord")
+    False
+    """
+    return len(head) >= 12 and masked(crc32c(head[:8])) == _CRC.unpack(head[8:12])[0]
+
+
 def read_records(path: Path) -> Iterator[tuple[int, memoryview]]:
     """(offset [B], bytes) of every record's data, crcs checked.
 
@@ -151,7 +160,7 @@ def read_records(path: Path) -> Iterator[tuple[int, memoryview]]:
         raise DamagedError("this shard is missing", shard=path.name)
     with open(path, "rb") as file:
         while head := file.read(12):
-            if len(head) < 12 or masked(crc32c(head[:8])) != _CRC.unpack(head[8:])[0]:
+            if not begins_a_record(head):
                 raise DamagedError("the record's length is damaged", shard=path.name, record=n, offset=at)
             (length,) = _LENGTH.unpack(head[:8])
             if length > MAX_RECORD_NBYTES:

@@ -36,7 +36,6 @@ HDF5_EXTENSIONS = (".h5", ".hdf5")
 TABLE_EXTENSIONS = (".npy", ".npz", *HDF5_EXTENSIONS)
 LABEL_NAMES = ("label", "labels", "y")
 _ROWS_AT_ONCE_NBYTES = 16 << 20
-_MAX_GROUPS = 10_000
 # What zipfile, zlib, NumPy and h5py raise on files that are damaged, encrypted or no tables at all.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
@@ -262,34 +261,7 @@ def _open_hdf5(path: Path) -> tuple[dict[str, Any], list[str]]:
     """All plain datasets reached by hard links alone; a group's name goes in front with "_"."""
     import h5py
 
-    arrays: dict[str, Any] = {}
-    notices: list[str] = []
+    from streamkit.sources.datasets import plain_datasets
 
-    met: set[int] = set()  # hard links may make a group its own child
-
-    def visit(group: Any, prefix: str) -> None:
-        address = h5py.h5o.get_info(group.id).addr
-        if address in met or len(met) > _MAX_GROUPS:
-            notices.append(f"{prefix}* was met before and was left")
-            return
-        met.add(address)
-        for name in group:
-            link = group.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                notices.append(f"{prefix}{name} is a link and was not followed")
-                continue
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                visit(item, f"{prefix}{name}_")
-            elif isinstance(item, h5py.Dataset) and item.dtype.kind in "biufc" and item.ndim >= 1:
-                if item.is_virtual or item.external:
-                    notices.append(f"{prefix}{name} lies in other files and was left")
-                elif f"{prefix}{name}" in arrays:
-                    raise SourceError(f"two datasets would be the field {prefix}{name}", path=path, hint="Rename one.")
-                else:
-                    arrays[f"{prefix}{name}"] = item
-            else:
-                notices.append(f"{prefix}{name} is not an array of numbers and was left")
-
-    visit(h5py.File(path, "r"), "")
-    return arrays, notices
+    arrays, left = plain_datasets(h5py.File(path, "r"))
+    return arrays, [f"{item.key} {item.reason}" for item in left]
