@@ -14,12 +14,11 @@ the next few batches made ahead; the position to save is computed from the step,
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,7 @@ from streamkit.order import Batches, Cursor, Order
 from streamkit.reader import Reader
 from streamkit.rooted import shards_root
 from streamkit.schema import Schema
-from streamkit.sizing import Sizing, sample_nbytes
+from streamkit.sizing import Sizing, chunk_windows, sample_nbytes
 from streamkit.skipping import Skips
 from streamkit.units import size, whole
 from streamkit.view import Spec, View, needed_extras
@@ -157,7 +156,12 @@ class Loader:
         n = self._chosen[1] - self._chosen[0] if isinstance(self._chosen, tuple) else len(self._chosen)
         self._skips = Skips(n, max_bad)
         self.skips_bad = on_corrupt == "skip"
-        bounds, window = self._chunk_windows(n) if shuffle else (None, 1)
+        # All chunked fields of the dataset count, so that the order does not depend on which are asked for.
+        chunked = [f for f in self.schema.payloads if f.chunk_rows is not None]
+        bounds, window = None, 1
+        if shuffle and chunked:
+            rows = self._rows(np.arange(n))
+            bounds, window = chunk_windows(chunked, self._reader.shard_starts, rows, self.memory_budget)
         self._order = Order(n, seed, shuffle, bounds, window)
         one = 1 if batch_size is None else batch_size
         self._batches = Batches(n, one, drop_remainder, shard_index or 0, 1 if num_shards is None else num_shards)
@@ -177,24 +181,6 @@ class Loader:
         self._buffers = Buffers(keep_nbytes=self.memory_budget)
         self._maker = BatchMaker(self._reader, self.view, self.batch_size is not None, self._buffers, self._order.seed)
         self._buffers.keep = self._sizing.n_buffers
-
-    def _chunk_windows(self, n: int) -> tuple[Any, int]:
-        """Where chunks begin among the chosen rows, and how many are mixed at once, for chunked fields.
-
-        All fields of the dataset count, so that the order does not depend on which are asked for.
-        """
-        chunked = [f for f in self.schema.payloads if f.chunk_rows is not None]
-        if not chunked:
-            return None, 1
-        widest = max(chunked, key=lambda f: f.chunk_rows or 0)
-        of_row = np.zeros(self._reader.split.samples, np.int64)
-        for start, stop in itertools.pairwise(self._reader.shard_starts.tolist()):
-            of_row[start : stop : widest.chunk_rows] = 1
-        chunk = np.cumsum(of_row)
-        chosen = chunk[self._rows(np.arange(n))]
-        bounds = np.r_[0, np.flatnonzero(np.diff(chosen)) + 1, n].astype(np.int64)
-        nbytes = sum(f.sample_nbytes for f in chunked) * int(widest.chunk_rows or 1)
-        return bounds, max(1, self.memory_budget // 16 // max(1, nbytes))
 
     def _rows(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Rows of the index that the order's numbers stand for."""
@@ -320,14 +306,23 @@ class Loader:
         for made in in_order(lambda group: self._make(epoch, group), groups, self.num_workers, self.depth):
             made.reverse()
             while made:
+                if isinstance(made[-1], _Failed):
+                    raise made[-1].error
                 yield made.pop()  # the batch is the caller's now; its buffer is free when they drop it
 
     def _make(self, epoch: int, numbers: range) -> list[Any]:
+        """One task: batches of these numbers up to one that fails, so that those before it are delivered first."""
         if self.batch_size is not None:
-            return [self.batch(epoch, i) for i in numbers]
+            made: list[Any] = []
+            for i in numbers:
+                try:
+                    made.append(self.batch(epoch, i))
+                except Exception as error:
+                    return [*made, _Failed(error)]
+            return made
         rows = np.concatenate([self.rows(epoch, i) for i in numbers])
-        made = self._good(rows, lambda rows: self._maker.make_each(rows, epoch), 0, epoch, numbers[-1])
-        return [self._maker.structure(sample) for sample in made]
+        samples = self._good(rows, lambda rows: self._maker.make_each(rows, epoch), 0, epoch, numbers[-1])
+        return [self._maker.structure(sample) for sample in samples]
 
     @cached_property
     def _sizing(self) -> Sizing:
@@ -387,6 +382,12 @@ class Loader:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._makers()
+
+
+class _Failed(NamedTuple):
+    """Stands in a task's batches for the one that could not be made."""
+
+    error: Exception
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streamkit import native
-from streamkit.errors import RefusedError
+from streamkit.errors import DamagedError, RefusedError
 from streamkit.index import ADOPT_AGAIN, Index
 from streamkit.native import BadRange
 from streamkit.sources.listing import path_of
@@ -61,14 +61,16 @@ class LooseFiles:
         """Read the whole files of `rows`; other arguments as `native.read`.
 
         Raises:
-            BadRange: a file has another size or crc32c than when it was indexed.
-            DamagedError: a file is missing.
+            BadRange: a file is missing, or has another size or crc32c than when it was indexed.
             ResourceError: the system refused to read it.
         """
         start = np.zeros(1, np.int64)
         for i, row in enumerate(rows.tolist()):
             path = self.path(row)
-            fd = open_for_reading(path, ADOPT_AGAIN)
+            try:
+                fd = open_for_reading(path, ADOPT_AGAIN)
+            except DamagedError as error:
+                raise BadRange(i, error.what) from None
             try:
                 size = os.fstat(fd).st_size
                 if size != lengths[i]:

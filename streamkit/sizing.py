@@ -9,15 +9,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.schema import Schema
+from streamkit.schema import Field, Schema
 from streamkit.view import Spec
+
+Ints = npt.NDArray[np.int64]
 
 _SINGLES = 64  # samples made together when they are delivered one by one
 _PREFETCH = 2  # tasks done ahead beyond those under way
@@ -49,6 +52,8 @@ class Sizing:
         """Batches (or single samples) made by one task; every thread gets several tasks an epoch."""
         if self.batch_size is None:
             return _SINGLES
+        if self.n_threads == 0:
+            return 1  # nothing is handed over
         fitting = _TOGETHER_NBYTES // max(1, self.sample_nbytes * self.batch_size)
         return max(1, min(_TOGETHER, fitting, self.n_batches // (4 * max(1, self.n_threads))))
 
@@ -89,3 +94,26 @@ def sample_nbytes(specs: Mapping[str, Spec], schema: Schema, columns: Mapping[st
         elif lengths is not None and len(lengths):
             total += int(lengths.max()) * _USUAL_RATIO.get(schema[name].encoding, 1)
     return total
+
+
+def chunk_windows(chunked: Sequence[Field], shard_starts: Ints, rows: Ints, budget_nbytes: int) -> tuple[Ints, int]:
+    """How rows that share chunks are to be shuffled.
+
+    Args:
+        chunked: chunked fields, all of the dataset's.
+        shard_starts: first row of each shard, and the end, int64 (n_shards + 1,).
+        rows: the chosen rows, int64 (n,).
+        budget_nbytes: the loader's memory budget [B].
+
+    Returns:
+        Where a new chunk of the field with the longest ones begins among the chosen rows, [0, ..., n], int64; and how
+        many chunks are mixed at once.
+    """
+    widest = max(chunked, key=lambda f: f.chunk_rows or 0)
+    begins = np.zeros(int(shard_starts[-1]), np.int64)
+    for start, stop in itertools.pairwise(shard_starts.tolist()):
+        begins[start : stop : widest.chunk_rows] = 1
+    chosen = np.cumsum(begins)[rows]
+    bounds = np.r_[0, np.flatnonzero(np.diff(chosen)) + 1, len(rows)].astype(np.int64)
+    nbytes = sum(f.sample_nbytes for f in chunked) * int(widest.chunk_rows or 1)
+    return bounds, max(1, budget_nbytes // 16 // max(1, nbytes))

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-if os.environ["KERAS_BACKEND"] != "tensorflow":
+if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
     sys.modules["tensorflow"] = None  # type: ignore[assignment]  # as where it is not installed; and it takes seconds
 
 import keras
