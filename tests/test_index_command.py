@@ -842,3 +842,36 @@ def test_a_tfrecord_made_here_is_adopted_as_it_is_read(tmp_path: Path) -> None:
     assert here["label"].tolist() == there[1].tolist()
     for packed, length, row in zip(here["x"], here["x_length"], there[0], strict=True):
         assert zlib.decompress(bytes(packed[:length])) == row.tobytes()
+
+
+@pytest.mark.parametrize("mode", [{}, {"quick": True}, {"full": True}])
+@pytest.mark.parametrize("kind", ["folder", "tfrecord", "contiguous", "chunked", "slabs"])
+def test_verify_checks_adopted_files(tmp_path: Path, kind: str, mode: dict[str, bool]) -> None:
+    """No false alarm, and damage is named; repair leaves a user's own files alone."""
+    source, out = tmp_path / "src", tmp_path / "out"
+    source.mkdir()
+    if kind == "folder":
+        class_folders(source, {"a": 3})
+        file = source / "a" / "0001.jpg"
+    elif kind == "tfrecord":
+        reading.convert(class_folders(tmp_path / "pictures", {"a": 8}), tmp_path / "made")
+        file = Path(shutil.copy(tmp_path / "made" / "train-00000.tfrecord", source))
+    else:
+        chunks = {"contiguous": None, "chunked": (4, 8, 8), "slabs": (16, 3, 4)}[kind]
+        file = source / "x.h5"
+        with h5py.File(file, "w") as h5:
+            values = np.random.default_rng(0).integers(0, 99, (40, 8, 8), np.int16)
+            h5.create_dataset("x", data=values, chunks=chunks, compression=None if chunks is None else "gzip")
+    adopt(source if kind == "folder" else file, out)
+    assert streamkit.verify(out, **mode).ok
+    with pytest.raises(UsageError, match="adopted"):
+        streamkit.repair(out, drop=True)
+    if mode.get("quick"):
+        file.write_bytes(file.read_bytes() + b"x")
+        assert streamkit.verify(out, **mode).ok == (kind == "folder")  # loose files are looked at one by one, or not
+        return
+    before = file.read_bytes()
+    at = before.rindex(values[39].tobytes()[:16]) if kind == "contiguous" else len(before) // 2
+    reading.flip(file, at)
+    report = streamkit.verify(out, **mode)
+    assert not report.ok and report.adopted

@@ -27,12 +27,14 @@ def arguments(p: argparse.ArgumentParser) -> None:
     how = p.add_mutually_exclusive_group()
     how.add_argument("--quick", action="store_true", help="sizes and headers only")
     how.add_argument("--full", action="store_true", help="decode every payload as well")
+    p.add_argument("--root", metavar="DIR", help="where adopted files lie, if not where they were indexed")
     p.add_argument("--workers", type=int, metavar="N", help="shards read at once (default: one a core)")
 
 
 def run(args: argparse.Namespace) -> None:
     from streamkit.errors import DamagedError, RefusedError
     from streamkit.health import verify
+    from streamkit.index import ADOPT_AGAIN
     from streamkit.reports.health import as_json, as_text, counted
 
     report = verify(
@@ -40,6 +42,7 @@ def run(args: argparse.Namespace) -> None:
         quick=args.quick,
         full=args.full,
         workers=args.workers,
+        root=args.root,
         progress=None if args.quiet else functools.partial(progress_bar, unit="B"),
     )
     print(json.dumps(as_json(report), indent=1) if args.json else as_text(report))
@@ -47,5 +50,7 @@ def run(args: argparse.Namespace) -> None:
         raise (RefusedError if report.refused else DamagedError)(
             counted(report),
             path=args.out,
-            hint=f"Run `streamkit repair {args.out} --source SRC`, or with --drop instead of --source.",
+            hint=ADOPT_AGAIN
+            if report.adopted
+            else f"Run `streamkit repair {args.out} --source SRC`, or with --drop instead of --source.",
         )

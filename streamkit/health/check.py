@@ -29,7 +29,11 @@ from streamkit.health.decode import undecodable
 from streamkit.health.entries import CHUNKS, Entries, ShardRanges, open_entries
 from streamkit.health.report import Problem, Report
 from streamkit.health.scan import Scan, scan
+from streamkit.index import Index
+from streamkit.loose import LooseFiles
 from streamkit.manifest import FILE_NAME, Manifest, Shard, Split
+from streamkit.native import BadRange
+from streamkit.rooted import shards_root
 from streamkit.shards.tfrecord import read_records
 
 Progress = Callable[[int], None]
@@ -42,6 +46,7 @@ def verify(
     quick: bool = False,
     full: bool = False,
     workers: int | None = None,
+    root: str | os.PathLike[str] | None = None,
     progress: Callable[[int], Progress] | None = None,
 ) -> Report:
     """Check a dataset against its manifest and index. Every byte is read once; nothing is written.
@@ -51,6 +56,7 @@ def verify(
         quick: sizes and headers only, and the index's digest.
         full: decode every payload as well.
         workers: shards read at once; None takes one a core.
+        root: of adopted files: the folder they lie in, where it is not the one recorded.
         progress: called with the number of bytes to be read, returns what is told of bytes done.
 
     Returns:
@@ -69,11 +75,12 @@ def verify(
         manifest = Manifest.load(path)
     except DamagedError as error:
         return Report(str(path), mode, problems=(Problem(FILE_NAME, error.what),))
-    check = Check(Path(path), manifest, workers, progress)
+    place = shards_root(path, manifest.root, root, manifest.dataset_id)
+    check = Check(Path(path), manifest, workers, progress, place)
     problems = list(check.quick() if quick else check.all())
     if full:
         damaged = {problem.file for problem in problems}
-        problems += undecodable(Path(path), manifest, damaged, check.entries, check.n_workers)
+        problems += undecodable(Path(path), place, manifest, damaged, check.entries, check.n_workers)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     return Report(
         str(path),
@@ -83,6 +90,7 @@ def verify(
         nbytes=check.nbytes,
         problems=tuple(problems),
         seconds=time.perf_counter() - started,
+        adopted=manifest.root is not None,
     )
 
 
@@ -102,8 +110,10 @@ class Check:
         manifest: Manifest,
         workers: int | None = None,
         progress: Callable[[int], Progress] | None = None,
+        place: Path | None = None,
     ) -> None:
         self.root, self.manifest = root, manifest
+        self.place = root if place is None else place  # where the shards lie: adopted ones lie elsewhere
         self.n_workers = workers or len(os.sched_getaffinity(0))
         self.entries: dict[str, Entries | None] = {}
         self.lost: dict[str, np.ndarray] = {}
@@ -119,10 +129,10 @@ class Check:
         """Sizes and headers."""
         for split in self.manifest.splits.values():
             yield from self._open(split)
-            for shard in split.shards:
+            for shard in split.shards if self.manifest.format in _MAGIC else ():
                 yield from self._size_and_head(shard)
         for name, file in self.manifest.files.items():
-            yield from self._size(name, file.nbytes)
+            yield from self._size(self.root, name, file.nbytes)
 
     def all(self) -> Iterator[Problem]:
         """Everything."""
@@ -142,9 +152,9 @@ class Check:
         self.entries[split.name], problems = open_entries(self.root, self.manifest, split)
         return problems
 
-    def _size(self, name: str, nbytes: int) -> Iterator[Problem]:
+    def _size(self, folder: Path, name: str, nbytes: int) -> Iterator[Problem]:
         try:
-            size = regular_file(self.root / name).st_size
+            size = regular_file(folder / name).st_size
         except FileNotFoundError:
             yield Problem(name, "is missing")
         except RefusedError as error:
@@ -154,28 +164,28 @@ class Check:
                 yield Problem(name, f"has {size} bytes, the manifest says {nbytes}")
 
     def _size_and_head(self, shard: Shard) -> Iterator[Problem]:
-        wrong = list(self._size(shard.file, shard.nbytes))
+        wrong = list(self._size(self.place, shard.file, shard.nbytes))
         yield from wrong
         magic = _MAGIC[self.manifest.format]
         if not wrong and magic:
-            with open(self.root / shard.file, "rb") as file:
+            with open(self.place / shard.file, "rb") as file:
                 if file.read(len(magic)) != magic:
                     yield Problem(shard.file, "its first bytes are not those of an HDF5 file")
 
     def _side_file(self, name: str) -> Iterator[Problem]:
         said = self.manifest.files[name]
-        wrong = list(self._size(name, said.nbytes))
+        wrong = list(self._size(self.root, name, said.nbytes))
         yield from wrong
         if wrong:
             return
-        found = self._scan(name, said.nbytes, ShardRanges.of([]))
+        found = self._scan(self.root / name, said.nbytes, ShardRanges.of([]))
         if found.error:
             yield Problem(name, found.error)
         elif found.digest != said.digest:
             yield Problem(name, f"digest is {found.digest[:16]}..., the manifest says {said.digest[:16]}...")
 
-    def _scan(self, name: str, nbytes: int, ranges: ShardRanges) -> Scan:
-        found = scan(self.root / name, nbytes, ranges.offsets, ranges.lengths, self._done, self._beside)
+    def _scan(self, path: Path, nbytes: int, ranges: ShardRanges) -> Scan:
+        found = scan(path, nbytes, ranges.offsets, ranges.lengths, self._done, self._beside)
         with self._lock:
             self.nbytes += found.nbytes
         return found
@@ -187,9 +197,12 @@ class Check:
 
     def _shard(self, split: Split, number: int) -> Iterator[Problem]:
         """Everything about one shard."""
+        if self.manifest.format not in _MAGIC:
+            yield from self._loose(split)
+            return
         shard, entries = split.shards[number], self.entries[split.name]
         every_row = np.arange(shard.samples) if entries is None else np.arange(*entries.starts[number : number + 2])
-        wrong = list(self._size(shard.file, shard.nbytes))
+        wrong = list(self._size(self.place, shard.file, shard.nbytes))
         yield from wrong
         if wrong and not wrong[0].reason.startswith("has"):
             self.lost[shard.file] = every_row
@@ -199,7 +212,7 @@ class Check:
         if trouble:
             yield Problem(split.index, f"{shard.file}: {trouble}")
             ranges, entries = ShardRanges.of([]), None
-        found = self._scan(shard.file, shard.nbytes, ranges)
+        found = self._scan(self.place / shard.file, shard.nbytes, ranges)
         bad = ~found.read | (found.crcs != ranges.crcs)
         same = found.digest == shard.digest and not found.error
         if same and not bad.any() and not wrong:
@@ -222,12 +235,31 @@ class Check:
                 reason = reasons.get(row, "its chunk is damaged: the crc32c is not the chunk table's")
                 yield Problem(shard.file, reason, record=row - first, key=entries.key(row))
 
+    def _loose(self, split: Split) -> Iterator[Problem]:
+        """Every file of a folder of pictures that was adopted as it is."""
+        if self.entries[split.name] is None:
+            return
+        index = Index(self.root / split.index, split.samples)
+        files, (field,) = LooseFiles(self.place, index), self.manifest.schema.payloads
+        table = index.load([f"{field.name}.length", f"{field.name}.crc32c"])
+        lengths, crcs = table[f"{field.name}.length"].astype(np.int64), table[f"{field.name}.crc32c"]
+        for row in range(split.samples):
+            one, memory = slice(row, row + 1), np.empty(lengths[row], np.uint8)
+            try:
+                files.read(np.array([row]), lengths[one], memory, np.zeros(1, np.int64), crcs[one])
+            except BadRange as bad:
+                yield Problem(index.key(row), bad.reason, record=row, key=index.key(row))
+            except RefusedError as error:
+                yield Problem(index.key(row), error.what, record=row, key=index.key(row), refused=True)
+            self.nbytes += int(lengths[row])
+            self._done(int(lengths[row]))
+
     def _first_broken_record(self, shard: Shard) -> str:
         """Where a TFRecord's own sums first fail; found by reading it again, as only damaged shards are."""
         if self.manifest.format != "tfrecord":
             return ""
         try:
-            for _ in read_records(self.root / shard.file):
+            for _ in read_records(self.place / shard.file):
                 pass
         except DamagedError as error:
             return f"; record {error.record}: {error.what}"

@@ -3,7 +3,7 @@
 >>> import tempfile, streamkit
 >>> out = tempfile.mkdtemp() + "/out"
 >>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
->>> undecodable(Path(out), streamkit.open(out), set(), {}, n_workers=1)
+>>> undecodable(Path(out), Path(out), streamkit.open(out), set(), {}, n_workers=1)
 []
 """
 
@@ -29,15 +29,18 @@ _SIDES = ("width", "height", "channels")
 
 
 def undecodable(
-    root: Path, manifest: Manifest, damaged: set[str], entries: dict[str, Any], n_workers: int
+    root: Path, place: Path, manifest: Manifest, damaged: set[str], entries: dict[str, Any], n_workers: int
 ) -> list[Problem]:
-    """Records that do not decode, of shards that are not among `damaged` files. `entries`: None for a damaged index."""
+    """Records that do not decode, of shards (in the folder `place`) that are not among `damaged` files.
+
+    `entries`: None for a damaged index.
+    """
     out: list[Problem] = []
     for split in manifest.splits.values():
         if entries.get(split.name, split) is None:
             continue
         try:
-            reader = Reader(root, manifest, split, manifest.schema.payloads, _SIDES, lenient=True)
+            reader = Reader(root, manifest, split, manifest.schema.payloads, _SIDES, lenient=True, shards_root=place)
         except StreamkitError as error:
             out.append(Problem(Path(error.path or split.index).name, error.what))
             continue

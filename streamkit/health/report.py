@@ -44,6 +44,7 @@ class Report:
         nbytes: bytes read [B].
         problems: everything that is wrong, file by file, records ascending.
         seconds: wall time [s].
+        adopted: True where the shards are files of the user's own.
     """
 
     out: str
@@ -53,6 +54,7 @@ class Report:
     nbytes: int = 0
     problems: tuple[Problem, ...] = ()
     seconds: float = 0.0
+    adopted: bool = False
 
     @property
     def ok(self) -> bool:

@@ -37,6 +37,7 @@ from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.health.check import Check, Progress
 from streamkit.health.drop import without_damaged
 from streamkit.health.report import Problem
+from streamkit.index import ADOPT_AGAIN
 from streamkit.manifest import WORK_FOLDER, Manifest, Split
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
@@ -88,7 +89,7 @@ def repair(
         progress: called with the number of items to be written, returns what is told of items done.
 
     Raises:
-        UsageError: neither or both of `source` and `drop`.
+        UsageError: neither or both of `source` and `drop`, or a dataset of adopted files.
         SourceError: the source has changed since.
         DamagedError: the manifest itself is damaged, or for `drop` an index or all of a split.
         BusyError: a converter is at work on this dataset.
@@ -99,6 +100,8 @@ def repair(
     root = Path(os.path.abspath(path))
     finish_swap(root)
     manifest = Manifest.load(root)
+    if manifest.root is not None:
+        raise UsageError("its files were adopted, so they are not streamkit's to write", path=root, hint=ADOPT_AGAIN)
     try:
         with Journal(root, {"repair": manifest.dataset_id}, anew=True) as lock:
             try:
