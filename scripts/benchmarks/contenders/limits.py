@@ -37,7 +37,7 @@ def ways(task: Task) -> list[Way]:
     if task.shape[0] == 64 or task.data == "raw":
         loaded = " with TensorFlow loaded" if task.name == "rows-tf" else ""
         return [Way(f"NumPy gather{loaded}", "x.npy in memory", None)]
-    bare = task.name == "photos"
+    bare = task.name in ("photos", "read-small", "read-small-float")
     return [Way("bare decode" if bare else "bare decode and resize", decoding.IN_PYTHON, None)]
 
 
