@@ -37,13 +37,16 @@ class BadRange(Exception):
         self.i, self.reason = i, reason
 
 
+_ABI = 1  # streamkit_abi() of the source that these calls are written for
+
+
 def _load() -> Any:
-    """The compiled library, or None where it was not built or the processor lacks the crc32c instruction."""
+    """The compiled library, or None where it was not built of this source or the processor lacks the crc32c instruction."""
     if os.environ.get("STREAMKIT_NATIVE") == "0":
         return None
     for path in sorted(Path(__file__).parent.glob("_ranges*.so")):
         library = ctypes.CDLL(str(path), use_errno=True)
-        if library.streamkit_supported():
+        if hasattr(library, "streamkit_abi") and library.streamkit_abi() == _ABI and library.streamkit_supported():
             pointer: Any = ctypes.c_void_p
             number: Any = ctypes.c_int64
             library.streamkit_read.restype = library.streamkit_copy.restype = number

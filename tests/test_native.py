@@ -142,6 +142,13 @@ def test_a_large_batch_goes_past_the_caches_unchanged(file: Path, length: int, b
         assert memory.tobytes() == b"".join(DATA[a : a + length].tobytes() for a in offsets)
 
 
+@needs_compiler
+def test_a_library_of_another_source_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert native._load() is not None
+    monkeypatch.setattr(native, "_ABI", native._ABI + 1)
+    assert native._load() is None
+
+
 _CUT = """
 import os, sys
 import numpy as np
