@@ -15,7 +15,7 @@ the next few batches made ahead; the position to save is computed from the step,
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -294,12 +294,12 @@ class Loader:
         twin.__dict__ = self.__dict__ | {"_next_epoch": epoch, "_resume_at": batch, "_held": True}
         return twin
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Generator[Any, None, None]:
         """One epoch. The k-th iteration begun is epoch k."""
         epoch, start = self.begin_epoch()
         return self.stream(epoch, range(start, len(self)))
 
-    def stream(self, epoch: int, numbers: range) -> Iterator[Any]:
+    def stream(self, epoch: int, numbers: range) -> Generator[Any, None, None]:
         """Batches `numbers` of an epoch, made ahead in threads, in order."""
         step = self._sizing.n_together
         groups = [numbers[i : i + step] for i in range(0, len(numbers), step)]
