@@ -39,6 +39,8 @@ def as_tf(loader: Loader) -> tf.data.Dataset:
     options = tf.data.Options()
     # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # TensorFlow rewrites only graphs that it can serialise, which Python cannot be, and would warn of that.
+    options.experimental_optimization.apply_default_optimizations = False
     dataset = dataset.prefetch(2).with_options(options)
     dataset.class_names, dataset.loader = loader.class_names, loader
     return dataset
