@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from browser import launched, opened
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import convert, numbered, picture_folder
 
+import streamkit
 from streamkit.cli import main
 from streamkit.errors import UsageError
 from streamkit.loader import Loader
@@ -64,6 +66,22 @@ def test_shares_add_up_and_the_largest_bounds(large: Path) -> None:
     json.dumps(found, allow_nan=False)
     for part in ("decode", "page cache read", "Loader,", "tf.data,", "at conversion would make it about"):
         assert part in as_text(found)
+
+
+@pytest.mark.parametrize("kind", ["folder", "slabs"])
+def test_adopted_files(tmp_path: Path, kind: str) -> None:
+    """A folder has no shards; of a slab every chunk is decoded, also those that hold a part of each row."""
+    if kind == "folder":
+        files = picture_folder(tmp_path / "src", [(60, 80)] * 20)
+    else:
+        files = tmp_path / "src.h5"
+        with h5py.File(files, "w") as file:
+            x = np.arange(60 * 9 * 9, dtype=np.float32).reshape(60, 9, 9)
+            file.create_dataset("x", data=x, chunks=(7, 4, 9), compression="gzip", shuffle=True)
+    streamkit.index(files, tmp_path / "out")
+    found = bench(tmp_path / "out", image_size=(32, 32), **QUICK)
+    assert all(found["stages"][name]["seconds"] > 0 for name in ("read", "decode", "batch"))
+    assert found["loader"] > 0 < found["limits"]["page cache read"]["samples_per_s"]
 
 
 def test_advice_was_tried_and_says_what_it_costs(large: Path, tmp_path: Path) -> None:

@@ -33,11 +33,13 @@ from streamkit.reports.cluster import Cluster, simulate
 from streamkit.reports.page import page
 from streamkit.reports.stages import Size, stage_seconds
 from streamkit.reports.text import bar, human, table
+from streamkit.rooted import shards_root
 from streamkit.storage import write_atomic
 
 DEFAULT_SIZE = (224, 224)
 _MIN_BATCHES = 200
 _LARGER = 8
+_SOME_FILES = 1000
 Frontend = Callable[[str | os.PathLike[str], dict[str, Any]], Iterable[Any]]
 
 
@@ -81,9 +83,10 @@ def bench(
         raise UsageError(f"split {chosen.name!r} has no samples", path=path)
     size = image_size or _size(manifest)
     payloads = list(manifest.schema.payloads)
-    reader = Reader(path, manifest, chosen, payloads, ["orientation", "channels"])
-    shards = [reader.files.root / shard.file for shard in chosen.shards]
-    first_read = limits.read_rate(shards)
+    root = shards_root(path, manifest.root, None, manifest.dataset_id)
+    reader = Reader(path, manifest, chosen, payloads, ["orientation", "channels"], shards_root=root)
+    files = _files(reader)
+    first_read = limits.read_rate(files)
     rows = Order(chosen.samples, 0, True).rows(0, 0, min(n_samples, chosen.samples))
     seconds = stage_seconds(reader, rows, batch_size, size, "float32", budget_s)
     bytes_batch = stage_seconds(reader, rows[:1], batch_size, size, "uint8", budget_s / 10)["batch"]
@@ -126,7 +129,7 @@ def bench(
         "one_thread": _per_second(total),
         "loader": rate,
         "frontend": delivered,
-        "limits": _limits(reader, rows, shards, first_read, loader.sample_nbytes, budget_s),
+        "limits": _limits(reader, rows, files, first_read, loader.sample_nbytes, budget_s),
         "bound": max(seconds, key=lambda name: seconds[name]),
         "advice": [change.to_json() | {"text": change.text()} for change in found],
     }
@@ -163,12 +166,20 @@ def _running(batches_of_epoch: Iterable[Any], batch_size: int, budget_s: float) 
     return used / (n * batch_size), round(n * batch_size / wall, 1)
 
 
+def _files(reader: Reader) -> list[Path]:
+    """What a machine's reading is tried on: the shards, or some of an adopted folder's files, drawn fairly."""
+    if reader.loose is None:
+        return [reader.files.root / shard.file for shard in reader.split.shards]
+    some = Order(reader.split.samples, 0, True).rows(0, 0, min(_SOME_FILES, reader.split.samples))
+    return [reader.loose.path(int(row)) for row in some]
+
+
 def _limits(
-    reader: Reader, rows: Any, shards: Sequence[Path], first_read: float, sample_nbytes: int, budget_s: float
+    reader: Reader, rows: Any, files: Sequence[Path], first_read: float, sample_nbytes: int, budget_s: float
 ) -> dict[str, Any]:
     """The machine's own limits in bytes and in samples a second."""
     stored = reader.split.nbytes / reader.split.samples
-    cached, copied = limits.read_rate(shards), limits.memcpy_rate(budget_s / 3)
+    cached, copied = limits.read_rate(files), limits.memcpy_rate(budget_s / 3)
     out: dict[str, Any] = {
         "first read": {"bytes_per_s": round(first_read), "samples_per_s": round(first_read / stored, 1)},
         "page cache read": {"bytes_per_s": round(cached), "samples_per_s": round(cached / stored, 1)},

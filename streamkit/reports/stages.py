@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.chunks import chunk_nbytes, grid, pipeline
 from streamkit.codecs import image
 from streamkit.codecs.array import decode_chunk
 from streamkit.codecs.resize import recolor, resize
@@ -31,6 +33,7 @@ STAGES = ("read", "check", "decode", "resize", "batch")
 Size = tuple[int, int]
 Ints = npt.NDArray[np.int64]
 _KEPT_NBYTES = 256 << 20  # of decoded pictures, between two stages
+_MOST_CHUNKS = 256  # tried; slabs of more count as if all their chunks were like these
 
 
 def per_item(work: Callable[[int], Any], n: int, budget_s: float = 0.5) -> float:
@@ -86,6 +89,9 @@ def _addressed(
     def read(i: int, crcs: bool) -> None:
         places = np.cumsum(lengths[i]) - lengths[i]
         columns = [reader.columns[f"{field.name}.{name}"][batches[i]] for name in ("offset", "crc32c")]
+        if reader.loose is not None:
+            reader.loose.read(batches[i], lengths[i], memory, places, columns[1] if crcs else None)
+            return
         for shard, slots in ReadPlan.of(batches[i], reader.shard_starts, columns[0]).shards:
             file = reader.split.shards[shard].file
             known = columns[1][slots] if crcs else None
@@ -152,16 +158,22 @@ def picture_seconds(
 def _chunked(
     reader: Reader, field: Field, rows: Ints, batch_size: int, size: Size | None, budget_s: float
 ) -> dict[str, float]:
-    """Each chunk is read and decoded once, and all its rows are used."""
+    """Each chunk is read and decoded once, and all its rows are used; rows of a slab use all of its chunks."""
     table = reader.chunk_table
-    of_row, counts = np.unique(reader.columns[f"{field.name}.chunk"], return_counts=True)
-    chunks = of_row[np.random.default_rng(0).permutation(len(of_row))[:64]]
-    mean = float(counts.mean())
+    firsts, counts = np.unique(reader.columns[f"{field.name}.chunk"], return_counts=True)
+    n_chunks = math.prod(grid(field))
+    some = firsts[np.random.default_rng(0).permutation(len(firsts))[: max(1, 64 // n_chunks)]]
+    chunks = (some[:, None] + np.arange(n_chunks)).ravel()[:_MOST_CHUNKS]
+    chunks = chunks[table["length"][chunks] > 0]
+    if not len(chunks):
+        return {"read": 0.0}  # none was ever written: all rows hold the fill value
+    mean = float(counts.mean()) / n_chunks
     memory = np.empty(int(table["length"][chunks].max()), np.uint8)
     place = np.zeros(1, np.int64)
     dtype = np.dtype(field.dtype)
-    filters = tuple(field.encoding.partition(":")[0].split("+"))
-    nbytes = field.sample_nbytes * int(field.chunk_rows or 1)
+    skipped = table["skipped"] if "skipped" in table else np.zeros(len(table["length"]), np.int64)
+    filters = [pipeline(field, int(skipped[chunk])) for chunk in chunks]
+    nbytes = chunk_nbytes(field)
 
     def read(i: int, crcs: bool) -> bytes:
         one = slice(int(chunks[i]), int(chunks[i]) + 1)
@@ -173,7 +185,7 @@ def _chunked(
     plain = per_item(lambda i: read(i, False), len(chunks), budget_s)
     checked = per_item(lambda i: read(i, True), len(chunks), budget_s)
     stored = [read(i, False) for i in range(len(chunks))]
-    decode = per_item(lambda i: decode_chunk(stored[i], filters, dtype.itemsize, nbytes), len(chunks), budget_s)
+    decode = per_item(lambda i: decode_chunk(stored[i], filters[i], dtype.itemsize, nbytes), len(chunks), budget_s)
     return {"read": plain / mean, "check": max(0.0, checked - plain) / mean, "decode": decode / mean}
 
 
