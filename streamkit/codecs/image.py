@@ -89,7 +89,7 @@ def probe(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError as error:
-            raise BadImage(f"broken JPEG: {error}") from None
+            return _odd_cmyk(data, max_pixels, error)
         check_size(width, height, max_pixels)
         channels = {"Gray": 1, "GRAY": 1, "CMYK": 4, "YCCK": 4}.get(space, 3)
         orientation = _orientation(data)
@@ -97,9 +97,25 @@ def probe(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
             width, height = height, width
         return Info("jpeg", width, height, channels, orientation)
     with opened(data, max_pixels) as picture:
-        orientation = orientation_of(picture)
+        orientation = orientation_of(picture, data)
         width, height = picture.size if orientation < 5 else picture.size[::-1]
         return Info(FORMATS[picture.format], width, height, n_channels_of(picture), orientation)
+
+
+def _odd_cmyk(data: Any, max_pixels: int, error: ValueError) -> Info:
+    """A CMYK JPEG whose header libjpeg-turbo refuses (an odd Adobe marker, odd subsampling) and Pillow, which reads all
+    CMYK here, does not. Anything else raises BadImage."""
+    try:
+        with opened(data, max_pixels) as picture:
+            if picture.mode == "CMYK":
+                orientation = orientation_of(picture, data)
+                width, height = picture.size if orientation < 5 else picture.size[::-1]
+                return Info("jpeg", width, height, 4, orientation)
+    except RefusedImage:
+        raise
+    except BadImage:
+        pass  # what libjpeg-turbo says tells more
+    raise BadImage(f"broken JPEG: {error}") from None
 
 
 def pixel_channels(info: Info) -> int:
@@ -121,8 +137,18 @@ def check(data: Any, max_pixels: int = MAX_PIXELS, mask: bool = False) -> Info:
             raise BadImage(f"damaged JPEG: {error}") from None
     else:
         check_crcs(data)
-        decode(data, channels=1 if mask else 3, max_pixels=max_pixels, mask=mask)
+        n_stored = 4 if info.format == "jpeg" and not _readable_header(data) else 3
+        decode(data, channels=1 if mask else 3, n_stored=n_stored, max_pixels=max_pixels, mask=mask)
     return info
+
+
+def _readable_header(jpeg: Any) -> bool:
+    """True where libjpeg-turbo reads the header, and so can decode in strict mode."""
+    try:
+        simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError:
+        return False
+    return True
 
 
 def check_crcs(data: Any) -> None:
@@ -236,7 +262,7 @@ def _orientation(data: Any) -> int:
         return 1
     try:
         with opened(data, 1 << 62) as picture:
-            return orientation_of(picture)
+            return orientation_of(picture, data)
     except BadImage:
         return 1
 

@@ -25,6 +25,8 @@ Pixels = npt.NDArray[np.uint8]
 MAX_PIXELS = 64_000_000
 FORMATS = {"JPEG": "jpeg", "MPO": "jpeg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff"}
 _EXIF_ORIENTATION = 0x0112  # Source: Exif 2.3, tag 274
+# Where a PNG keeps an orientation. Source: PNG specification, 11.3.4.5 eXIf; ExifTool and Adobe use texts of these names.
+_PNG_MARKERS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 
 
 class BadImage(ValueError):
@@ -54,15 +56,15 @@ def upright(pixels: Pixels, orientation: int) -> Pixels:
 
 def decode_whole(data: Any, channels: int, max_pixels: int, mask: bool = False) -> Pixels:
     with opened(data, max_pixels) as picture:
-        orientation = orientation_of(picture)
         try:
+            # Before anything else: looking for EXIF loads a PNG too, and a second load of a broken one raises nothing.
             picture.load()
             pixels = _numbers(picture) if mask else _pixels(picture, channels)
         except BadImage:
             raise
         except Exception as error:  # Pillow's plugins raise many kinds on damaged data
             raise BadImage(f"damaged {picture.format}: {error or type(error).__name__}") from None
-        return upright(pixels, orientation)
+        return upright(pixels, orientation_of(picture, data))
 
 
 def _pixels(picture: Any, channels: int) -> Pixels:
@@ -162,9 +164,13 @@ def n_channels_of(picture: Any) -> int:
     return 1 if picture.mode in ("1", "L") or picture.mode.startswith("I;16") else 3
 
 
-def orientation_of(picture: Any) -> int:
+def orientation_of(picture: Any, data: Any) -> int:
+    """EXIF orientation (1 to 8) of a picture opened from `data`."""
     if picture.format == "TIFF":
         return 1  # Pillow turns these itself, and gives their upright size
+    file = bytes(data)
+    if picture.format == "PNG" and not any(marker in file for marker in _PNG_MARKERS):
+        return 1  # Pillow would decode the whole picture, because EXIF may stand behind it
     try:
         value = picture.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # broken metadata does not make a broken picture
