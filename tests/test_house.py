@@ -229,7 +229,7 @@ def test_the_command_line_offers_what_the_library_offers() -> None:
     from streamkit.convert.run import convert
 
     offered = {action.dest for action in commands()["convert"]._actions} - {"help", "quiet", "debug", "json"}
-    assert offered == set(inspect.signature(convert).parameters) - {"progress"}
+    assert offered == set(inspect.signature(convert).parameters) - {"progress", "executor"}
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from streamkit.codecs import array as codec
 from streamkit.errors import DamagedError, RefusedError
 from streamkit.schema import Field, Schema
 from streamkit.shards import Places, Record, shard_format
-from streamkit.shards.hdf5 import chunk_rows
+from streamkit.shards.chunked import chunk_rows
 from streamkit.shards.tfrecord import read_records
 
 both = pytest.mark.parametrize("format", FORMATS)

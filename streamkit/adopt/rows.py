@@ -19,7 +19,7 @@ from crc32c import crc32c
 from streamkit.chunks import chunk_nbytes, grid, slab_nbytes
 from streamkit.codecs.array import FILTERS
 from streamkit.schema import Field
-from streamkit.shards.hdf5 import FILTER_IDS
+from streamkit.shards.chunked import FILTER_IDS
 from streamkit.shards.record import range_columns
 
 MAX_CHUNK_NBYTES = 256 << 20

@@ -47,6 +47,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("--check", default="decode", choices=("decode", "header"), help="what is read of every image")
     p.add_argument("--shard-size", default="128MB", metavar="SIZE", help="wanted size of a shard (default 128MB)")
     p.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core); never changes the result")
+    p.add_argument("--cluster", metavar="tcp://HOST:PORT", help="write shards on the workers of this Dask scheduler")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="salts the order of samples and the splits")
     p.add_argument("--max-pixels", default="64M", metavar="N", help="larger pictures are refused (default 64M)")
     p.add_argument(
@@ -65,7 +66,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from streamkit.convert import convert
     from streamkit.convert.options import parse_split
-    from streamkit.reports.conversion import as_json, as_text
+    from streamkit.reports.conversion import as_json, as_text, compression_table
     from streamkit.units import size
 
     report = convert(
@@ -82,6 +83,7 @@ def run(args: argparse.Namespace) -> None:
         check=args.check,
         shard_size=args.shard_size,
         workers=args.workers,
+        cluster=args.cluster,
         seed=args.seed,
         labels=args.labels,
         masks=args.masks,
@@ -97,6 +99,8 @@ def run(args: argparse.Namespace) -> None:
     if not args.quiet:
         for notice in report.notices:
             say(f"note: {notice}")
+        for line in compression_table(report.compression):
+            say(line)
         for bad in report.skipped:
             say(f"skipped {bad.key}: {bad.reason}")
         for leak in report.leaks:

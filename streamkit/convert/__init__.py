@@ -11,7 +11,8 @@ attribute of its parent, which would hide a function of the same name.
 import sys
 import types
 
-from streamkit.convert.run import Report, convert
+from streamkit.convert.report import Report
+from streamkit.convert.run import convert
 
 __all__ = ["Report", "convert"]
 

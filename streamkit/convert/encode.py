@@ -57,7 +57,7 @@ def _stored(field: Field, options: Options, compression: str) -> Field:
         return dataclasses.replace(field, encoding="zlib")
     if not field.fixed:
         return field  # a flat dataset holds samples of many sizes, and HDF5 filters need equal chunks
-    from streamkit.shards.hdf5 import FILTERS, chunk_rows
+    from streamkit.shards.chunked import FILTERS, chunk_rows
 
     codec, _, level = compression.partition(":")
     pipeline = "+".join(FILTERS[codec]) + (f":{level}" if level else "")

@@ -1,4 +1,4 @@
-"""Where jobs run: in this process, or in a pool of worker processes. The plain one defines what the other must do.
+"""Where jobs run: in this process, in worker processes, or on any executor. The plain one defines what the others must do.
 
 >>> list(run_here(iter([]), None))
 []
@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import socket
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
 from typing import Any
 
 from streamkit.convert.journal import Part
 from streamkit.convert.work import Job, run_job
 from streamkit.errors import ResourceError
+from streamkit.manifest import WORK_FOLDER
 from streamkit.sources import BadItem
+from streamkit.version import __version__
 
 Progress = Callable[[int], None]
 Result = Part | tuple[BadItem, ...]
+N_ELSEWHERE = 64  # shards handed out at a time where nobody says how many workers there are
+_LIBRARIES = ("numpy", "pyarrow", "pillow", "simplejpeg", "opencv-python-headless", "imagecodecs", "h5py", "hdf5plugin")
 
 
 def run_here(jobs: Iterator[Job], tick: Progress | None) -> Iterator[Result]:
@@ -30,7 +36,54 @@ def run_here(jobs: Iterator[Job], tick: Progress | None) -> Iterator[Result]:
         yield run_job(job, tick)
 
 
+def run_in(executor: Executor, jobs: Iterator[Job], n_at_once: int, tick: Progress | None) -> Iterator[Result]:
+    """Jobs on any executor of the standard interface, whose workers may be other machines' processes."""
+    here = libraries()
+    running: dict[Future[Any], Job] = {}
+    try:
+        for job in jobs:
+            running[executor.submit(run_elsewhere, job, here)] = job
+            while len(running) >= n_at_once:
+                yield from _collect(running, tick)
+        while running:
+            yield from _collect(running, tick)
+    finally:
+        for future in running:
+            future.cancel()
+
+
+def run_elsewhere(job: Job, libraries_there: Mapping[str, str]) -> Result:
+    """`run_job` where nothing may be taken for granted: the same libraries, the same folders.
+
+    Raises:
+        ResourceError: this process would write other bytes, or somewhere else.
+    """
+    differs = [
+        f"{name} {version} ({libraries_there.get(name)} at the converter)"
+        for name, version in libraries().items()
+        if libraries_there.get(name) != version
+    ]
+    host = socket.gethostname()
+    if differs:
+        raise ResourceError(
+            f"the worker on {host} has {', '.join(differs)}", hint="Install the same libraries on all machines."
+        )
+    if not (job.out / WORK_FOLDER).is_dir():
+        raise ResourceError(
+            f"the worker on {host} does not see this output",
+            path=job.out,
+            hint="Choose a folder that all machines share.",
+        )
+    return run_job(job)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what the bytes of a shard hang on."""
+    return {name: version(name) for name in _LIBRARIES} | {"streamkit": __version__}
+
+
 def run_in_pool(jobs: Iterator[Job], n_workers: int, tick: Progress | None) -> Iterator[Result]:
+    """Jobs in worker processes of this machine."""
     # fork costs no imports, but is safe only while this process has one thread; else workers start afresh.
     alone = threading.active_count() == 1 and sys.platform == "linux"
     context = multiprocessing.get_context("fork" if alone else "spawn")

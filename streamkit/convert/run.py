@@ -1,4 +1,4 @@
-"""`convert`: list the source, plan, write every shard, publish. Pass 1 and pass 2 of DESIGN's conversion.
+"""`convert`: look and plan (planning.py), write every shard (writing.py), publish; and what is done about bad items.
 
 >>> import tempfile
 >>> report = convert("sample_data/images", tempfile.mkdtemp() + "/out", format="tfrecord", workers=1)
@@ -10,62 +10,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from streamkit.codecs import image
 from streamkit.convert.append import Before
-from streamkit.convert.assign import NOTHING
+from streamkit.convert.cluster import dask_executor
 from streamkit.convert.duplicates import Duplicate
 from streamkit.convert.executor import Progress
-from streamkit.convert.items import find_items
 from streamkit.convert.journal import Journal, Part
-from streamkit.convert.measure import measure
 from streamkit.convert.options import Options, parse_split
 from streamkit.convert.output import already_there, check_paths, finish_swap, swap
-from streamkit.convert.plan import Plan, make_plan
-from streamkit.convert.publish import publish, source_facts
+from streamkit.convert.planning import Planned, Survey, look
+from streamkit.convert.publish import publish
 from streamkit.convert.quarantine import check_folder, folder_of, set_aside
+from streamkit.convert.report import Report, nothing_new, unchanged
 from streamkit.convert.writing import Writing, bad_items
 from streamkit.errors import BusyError, SourceError, UsageError
 from streamkit.manifest import WORK_FOLDER, Manifest
-from streamkit.schema import Schema
-from streamkit.shards import shard_format
-from streamkit.sources import BadItem, Listing, Source
+from streamkit.sources import BadItem, Source
 from streamkit.storage import os_error
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a conversion did.
-
-    Attributes:
-        out: the dataset's folder.
-        schema: its fields (of a dry run, as planned).
-        plan: splits and shards.
-        manifest: None for a dry run.
-        n_items: items found in the source.
-        source_nbytes: their size [B].
-        skipped: items left out, with reasons.
-        leaks: samples of the same content in two splits.
-        notices: what was left in the source, and other remarks.
-        seconds: wall time [s].
-        already_done: the dataset was there, finished and unchanged.
-    """
-
-    out: str
-    schema: Schema
-    plan: Plan
-    manifest: Manifest | None
-    n_items: int
-    source_nbytes: int
-    skipped: tuple[BadItem, ...]
-    notices: tuple[str, ...]
-    seconds: float
-    leaks: tuple[Duplicate, ...] = ()
-    already_done: bool = False
 
 
 def convert(
@@ -83,6 +50,8 @@ def convert(
     check: str = "decode",
     shard_size: str | int = "128MB",
     workers: int | None = None,
+    cluster: str | None = None,
+    executor: Executor | None = None,
     seed: int = 0,
     max_pixels: int = image.MAX_PIXELS,
     labels: str | os.PathLike[str] | None = None,
@@ -111,7 +80,11 @@ def convert(
         compression: of arrays: "auto", "none", "zlib[:L]" (tfrecord), "gzip[:L]", "lzf", "zstd[:L]", "lz4", "blosc2" (hdf5).
         check: "decode" (every byte is decoded once) or "header".
         shard_size: wanted size of a shard, such as "128MB".
-        workers: processes; None takes one a core. Never changes the bytes written.
+        workers: processes; None takes one a core. On a cluster or an executor: shards handed out at a time. Never changes
+            the bytes written.
+        cluster: "tcp://HOST:PORT" of a Dask scheduler, whose workers write the shards to `out` themselves: source and
+            output lie where all machines see them under the same path, and libraries are the same everywhere.
+        executor: any `concurrent.futures.Executor` to run shards on instead, such as an MPI pool; as `cluster`.
         seed: salts the order of samples and the choice of splits.
         max_pixels: larger pictures are refused.
         labels: CSV, TSV, JSON Lines, Parquet, COCO json or Pascal VOC (file or folder): column `file`, or else the first,
@@ -137,11 +110,9 @@ def convert(
         BusyError, ResourceError, RefusedError: see `streamkit.errors`.
     """
     started = time.perf_counter()
-    if isinstance(split, str):
-        split = parse_split(split)
     options = Options(
         format=format,
-        split=split,
+        split=parse_split(split) if isinstance(split, str) else split,
         encode=encode,
         resize=None if resize is None else str(resize),
         tile=tile,
@@ -157,93 +128,116 @@ def convert(
         group_by=group_by,
         on_duplicate=on_duplicate,
     )
-    if on_bad not in ("fail", "skip", "quarantine"):
-        raise UsageError(f"on_bad is {on_bad!r}, expected fail, skip or quarantine")
-    if workers is not None and workers < 1:
-        raise UsageError(f"workers is {workers}, expected at least 1")
-    src, final = Path(source), Path(os.path.abspath(out))
+    way = Way(on_bad, workers, cluster, executor, append, overwrite, progress)
+    place = os.path.abspath if way.elsewhere else os.fspath  # other processes may be at home elsewhere
+    src, final = Path(place(source)), Path(os.path.abspath(out))
     check_paths(src, final)
     if on_bad == "quarantine":
         check_folder(src, final)
-    if append and overwrite:
-        raise UsageError("append keeps what is there, and overwrite replaces it", hint="Choose one of them.")
     finish_swap(final)
-    before = Before.load(final, options) if append else None
-    beside = [None if path is None else Path(path) for path in (labels, masks)]
-    items = find_items(src, beside[0], beside[1], options)
-    facts = source_facts(items.listing)
-    n_items, source_nbytes = facts["items"], facts["bytes"]
-    if before is not None:
-        whole, items = items.listing, before.new_items(items)
-        n_items, source_nbytes = len(items.listing) + len(whole.bad), int(items.listing.sizes.sum())
-        facts = before.source_facts(facts, whole, n_items, source_nbytes)
-    opened, listing = items.source, items.listing
-    if on_bad == "fail" and listing.bad and len(listing) == 0:
+    beside = (None if labels is None else Path(place(labels)), None if masks is None else Path(place(masks)))
+    survey = look(src, final, options, beside, append)
+    report = _convert(survey, way, dry_run)
+    return replace(report, seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a conversion goes about it, which never shows in the bytes. See `convert` for the names."""
+
+    on_bad: str = "fail"
+    workers: int | None = None
+    cluster: str | None = None
+    executor: Executor | None = None
+    append: bool = False
+    overwrite: bool = False
+    progress: Callable[[int], Progress] | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_bad not in ("fail", "skip", "quarantine"):
+            raise UsageError(f"on_bad is {self.on_bad!r}, expected fail, skip or quarantine")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"workers is {self.workers}, expected at least 1")
+        if self.append and self.overwrite:
+            raise UsageError("append keeps what is there, and overwrite replaces it", hint="Choose one of them.")
+        if self.cluster is not None and self.executor is not None:
+            raise UsageError("both a cluster and an executor to run on", hint="Choose one of them.")
+
+    @property
+    def elsewhere(self) -> bool:
+        """True where shards are written by processes that this one did not start."""
+        return self.cluster is not None or self.executor is not None
+
+    def open(self) -> AbstractContextManager[Executor | None]:
+        """What jobs are submitted to; None for this process and workers of its own."""
+        return nullcontext(self.executor) if self.cluster is None else dask_executor(self.cluster)
+
+
+def _convert(survey: Survey, way: Way, dry_run: bool) -> Report:
+    """Between the two passes: what need not be written."""
+    listing, final = survey.items.listing, survey.final
+    if way.on_bad == "fail" and listing.bad and len(listing) == 0:
         raise bad_items(listing.bad, len(listing.bad))
-    if len(listing) == 0 and before is not None:
-        return _nothing_new(before, n_items, listing.notices, started)
+    if len(listing) == 0 and survey.before is not None:
+        return nothing_new(survey.before, survey.n_items, listing.notices)
     if len(listing) == 0:
-        raise SourceError("no item to convert", path=src)
-    schema, sizes = measure(items, options)
-    schema = schema if before is None else before.storage(schema)
-    there = NOTHING if before is None else before.there(options)
-    plan = make_plan(listing, options, shard_format(format).extension, sizes, there)
-    report = Report(
-        str(final),
-        schema,
-        plan if before is None else before.plan(plan),
-        None,
-        n_items,
-        source_nbytes,
-        (),
-        (*listing.notices, *_remarks(schema, options, listing)),
-        0.0,
-    )
-    if dry_run:
-        return _finish(report, started)
-    done = None if append else already_there(final, options, facts, overwrite)
+        raise SourceError("no item to convert", path=survey.src)
+    done = None if dry_run or way.append else already_there(final, survey.options, survey.facts, way.overwrite)
     if done is not None:
         if (final / WORK_FOLDER).exists():  # a converter was killed between its manifest and its end
-            with Journal(final, options.to_json(), anew=True) as journal:
+            with Journal(final, survey.options.to_json(), anew=True) as journal:
                 journal.remove()
-        return _finish(report, started, manifest=done, already_done=True)
-    target = final if not overwrite else final.with_name(f".{final.name}.new")
+        return unchanged(survey, done)
+    planned = survey.planned()
+    report = Report(
+        str(final),
+        planned.schema,
+        planned.whole,
+        None,
+        survey.n_items,
+        survey.source_nbytes,
+        (),
+        planned.notices,
+        0.0,
+        compression=planned.compression,
+    )
+    if dry_run:
+        return report
+    target = final if not way.overwrite else final.with_name(f".{final.name}.new")
     try:
-        identity = options.to_json() | ({} if before is None else {"append_to": before.manifest.dataset_id})
-        with Journal(target, identity, anew=overwrite) as journal:
-            # Again: another converter may just have ended.
-            done = None if append else already_there(final, options, facts, overwrite)
-            if done is not None:
-                journal.remove()
-                return _finish(report, started, manifest=done, already_done=True)
-            if before is not None and Manifest.load(final).dataset_id != before.manifest.dataset_id:
-                raise BusyError("another converter has just appended here", path=final, hint="Run it again.")
-            writing = Writing(opened, listing, plan, schema, options, journal, workers, on_bad != "fail")
-            parts, copies = writing.run(progress)
-            bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
-            notices = _quarantine(bad, copies, opened, src, final) if on_bad == "quarantine" else ()
-            listed = bad if before is None else _still_bad(before, bad, parts, journal)
-            if before is not None:
-                parts = before.parts() | parts
-            manifest = publish(target, report.plan, schema, options, facts, journal, parts, listed, before)
-            if overwrite:
-                swap(target, final)
+        return _write(survey, planned, way, report, target)
     except OSError as error:
         raise os_error(error, error.filename or target) from error
-    leaks = tuple(copy for copy in copies if copy.leaks and options.on_duplicate == "keep")
-    return _finish(report, started, manifest=manifest, skipped=bad, leaks=leaks, notices=(*report.notices, *notices))
 
 
-def _nothing_new(before: Before, n_items: int, notices: tuple[str, ...], started: float) -> Report:
-    """The report of an append that finds nothing to add; what a killed one left goes."""
-    if (before.root / WORK_FOLDER).exists():
-        with Journal(before.root, {}, anew=True) as journal:
-            journal.remove_strays({s.file for split in before.manifest.splits.values() for s in split.shards})
+def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: Path) -> Report:
+    """Pass 2, under the lock: every shard, then the manifest."""
+    before, options, final = survey.before, survey.options, survey.final
+    identity = options.to_json() | ({} if before is None else {"append_to": before.manifest.dataset_id})
+    with way.open() as executor, Journal(target, identity, anew=way.overwrite) as journal:
+        # Again: another converter may just have ended.
+        done = None if way.append else already_there(final, options, survey.facts, way.overwrite)
+        if done is not None:
             journal.remove()
-    manifest = before.manifest
-    plan = before.plan(Plan((), ()))
-    report = Report(str(before.root), manifest.schema, plan, manifest, n_items, 0, (), notices, 0.0, already_done=True)
-    return _finish(report, started)
+            return unchanged(survey, done)
+        if before is not None and Manifest.load(final).dataset_id != before.manifest.dataset_id:
+            raise BusyError("another converter has just appended here", path=final, hint="Run it again.")
+        source, listing = survey.items.source, survey.items.listing
+        keep_going = way.on_bad != "fail"
+        writing = Writing(
+            source, listing, planned.plan, planned.schema, options, journal, way.workers, keep_going, executor
+        )
+        parts, copies = writing.run(way.progress)
+        bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))
+        notices = _quarantine(bad, copies, source, survey.src, final) if way.on_bad == "quarantine" else ()
+        listed = bad if before is None else _still_bad(before, bad, parts, journal)
+        if before is not None:
+            parts = before.parts() | parts
+        manifest = publish(target, planned.whole, planned.schema, options, survey.facts, journal, parts, listed, before)
+        if way.overwrite:
+            swap(target, final)
+    leaks = tuple(copy for copy in copies if copy.leaks and options.on_duplicate == "keep")
+    return replace(report, manifest=manifest, skipped=bad, leaks=leaks, notices=(*report.notices, *notices))
 
 
 def _still_bad(
@@ -264,21 +258,3 @@ def _quarantine(
     copied = f"{n_copied} bad files were copied to {folder_of(out)}"
     left = f"{n_left} bad items have no file that can be copied"
     return tuple(text for n, text in ((n_copied, copied), (n_left, left)) if n)
-
-
-def _remarks(schema: Schema, options: Options, listing: Listing) -> Iterator[str]:
-    """What the user asked for and does not get, or may not have meant."""
-    if options.shard_nbytes < 100_000:
-        yield f"a shard size of {options.shard_nbytes} bytes makes many small files; write 128MB for megabytes"
-    if options.compression not in ("auto", "none"):
-        for field in schema.payloads:
-            if field.kind == "array" and field.encoding == "raw" and field.name not in listing.arrays:
-                yield f"{field.name} is not compressed: arrays of many shapes lie flat in HDF5; TFRecord compresses them"
-    if options.reencodes and not any(field.is_image for field in schema):
-        yield "--encode and --resize act on pictures, and there are none"
-    if options.resize is not None and any(field.name.startswith("objects/") for field in schema):
-        yield "objects/... stay in pixels of the pictures as they were before --resize"
-
-
-def _finish(report: Report, started: float, **changes: Any) -> Report:
-    return replace(report, seconds=time.perf_counter() - started, **changes)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
 from streamkit.convert.duplicates import Duplicate, find_duplicates
-from streamkit.convert.executor import Progress, Result, run_here, run_in_pool
+from streamkit.convert.executor import N_ELSEWHERE, Progress, Result, run_here, run_in, run_in_pool
 from streamkit.convert.journal import Journal, Part, items_digest
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, ShardPlan
@@ -24,7 +25,10 @@ from streamkit.sources import BadItem, Listing, Source
 
 @dataclass(frozen=True)
 class Writing:
-    """All shards of a plan: what they are made of, and where they are noted. `keep_going`: bad items are left out."""
+    """All shards of a plan: what they are made of, and where they are noted.
+
+    `keep_going`: bad items are left out. `executor`: where jobs run, if not here and in worker processes of our own.
+    """
 
     source: Source
     listing: Listing
@@ -34,6 +38,7 @@ class Writing:
     journal: Journal
     workers: int | None
     keep_going: bool
+    executor: Executor | None = None
 
     def run(self, progress: Callable[[int], Progress] | None) -> tuple[dict[str, Part], list[Duplicate]]:
         """Write every shard that the journal does not have: the parts by file, and the copies there were.
@@ -99,6 +104,8 @@ class Writing:
         return items_digest(keys, listing.sizes[shard.rows], beside, self.schema)
 
     def _results(self, jobs: Iterator[Job], n: int, tick: Progress | None) -> Iterator[Result]:
+        if self.executor is not None:
+            return run_in(self.executor, jobs, self.workers or N_ELSEWHERE, tick)
         n_workers = min(self.workers or len(os.sched_getaffinity(0)), n)
         return run_here(jobs, tick) if n_workers <= 1 else run_in_pool(jobs, n_workers, tick)
 

@@ -147,7 +147,7 @@ class _Again:
 
     def write(self) -> None:
         """Write everything in the staging folder, hold it to the manifest's digests, and move it."""
-        schema, sizes = measure(self.items, self.options)
+        schema, _, sizes = measure(self.items, self.options)
         plan = make_plan(self.listing, self.options, shard_format(self.options.format).extension, sizes)
         shutil.rmtree(self.staging, ignore_errors=True)
         with Journal(self.staging, self.options.to_json()) as journal:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from streamkit.convert import Report
+from streamkit.convert.compression import READ_SPEED, Choice
 from streamkit.reports.text import human, schema_table, table
 
 
@@ -32,6 +33,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "samples": sum(s["samples"] for s in splits.values()),
         "classes": len(schema.label.class_names or ()) if schema.label else 0,
         "bytes": sum(s.get("bytes", 0) for s in splits.values()),
+        "compression": None if report.compression is None else _compression(report.compression),
         "splits": splits,
         "fields": schema.to_json(),
         "skipped": [{"key": b.key, "reason": b.reason} for b in report.skipped],
@@ -40,6 +42,33 @@ def as_json(report: Report) -> dict[str, Any]:
         ],
         "seconds": round(report.seconds, 3),
     }
+
+
+def _compression(choice: Choice) -> dict[str, Any]:
+    """The codec, and of each that was tried the part of the sample's bytes that it left."""
+    return {"codec": choice.codec, "tried": {trial.codec: round(trial.ratio, 4) for trial in choice.trials}}
+
+
+def compression_table(choice: Choice | None) -> list[str]:
+    """Lines that say what --compression auto chose and why; none where nothing was tried.
+
+    >>> from streamkit.convert.compression import Trial
+    >>> trials = (Trial("none", 1.0, None), Trial("gzip", 0.5, 4e8))
+    >>> print(*compression_table(Choice("gzip", trials, 16, 1 << 20)), sep="\\n")
+    compression gzip, by 16 samples (1.0 MB), reading at 100 MB/s:
+    codec  size   read and decode  decoded here and now
+    none   100 %  10.0 ns/byte     -
+    gzip   50 %   7.5 ns/byte      400 MB/s
+    """
+    if choice is None or not choice.trials:
+        return []
+    rows = [("codec", "size", "read and decode", "decoded here and now")]
+    for trial in choice.trials:
+        speed = "-" if trial.decode_speed is None else f"{trial.decode_speed / 1e6:.0f} MB/s"
+        rows.append((trial.codec, f"{trial.ratio * 100:.0f} %", f"{trial.cost * 1e9:.1f} ns/byte", speed))
+    sample = f"{choice.n_samples} samples ({human(choice.nbytes)})"
+    head = f"compression {choice.codec}, by {sample}, reading at {READ_SPEED / 1e6:.0f} MB/s:"
+    return [head, *table(rows).splitlines()]
 
 
 def as_text(report: Report) -> str:

@@ -10,8 +10,8 @@
 
 h5py lays out the file; payload bytes of contiguous datasets are then written at their addresses, past libhdf5's lock.
 
-    >>> FILTERS["gzip"]
-    ('shuffle', 'gzip')
+    >>> is_flat(Field("text", "text", "string")), is_flat(Field("x", "array", "float32", (3,)))
+    (True, False)
 """
 
 from __future__ import annotations
@@ -32,24 +32,10 @@ from crc32c import crc32c
 
 from streamkit.errors import DamagedError
 from streamkit.schema import Field, Schema
+from streamkit.shards.chunked import chunk_places, own_dataset, write_chunked
 from streamkit.shards.record import Places, Record, range_columns
 
-# --compression name -> HDF5 filters in the order applied.
-FILTERS = {
-    "gzip": ("shuffle", "gzip"),
-    "lzf": ("shuffle", "lzf"),
-    "zstd": ("shuffle", "zstd"),
-    "lz4": ("shuffle", "lz4"),
-    "blosc2": ("blosc2",),
-}
-FILTER_IDS = {1: "gzip", 2: "shuffle", 3: "fletcher32", 32000: "lzf", 32015: "zstd", 32004: "lz4", 32026: "blosc2"}
-_CHUNK_NBYTES = 64 << 10
 _MAX_ATTRIBUTE_NBYTES = 60_000
-
-
-def chunk_rows(sample_nbytes: int) -> int:
-    """Samples a chunk: the fewest that make 64 KB, because a shuffled read decodes whole chunks."""
-    return max(1, -(-_CHUNK_NBYTES // max(1, sample_nbytes)))
 
 
 def is_flat(field: Field) -> bool:
@@ -83,7 +69,7 @@ class HDF5:
                     ranges |= _write_payloads(fd, field, addresses[field.name], payloads)
         finally:
             os.close(fd)
-        chunk_ranges, chunks = _chunk_places(path, schema, n)
+        chunk_ranges, chunks = chunk_places(path, schema, n)
         return Places(n, ranges | chunk_ranges, chunks)
 
     def index_shard(self, path: Path, schema: Schema) -> Places:
@@ -102,7 +88,7 @@ class HDF5:
                         raw.seek(base + offset)
                         crcs.append(crc32c(raw.read(length)))
                     ranges |= range_columns(field.name, base + offsets[:-1], lengths, crcs)
-            chunk_ranges, chunks = _chunk_places(path, schema, n)
+            chunk_ranges, chunks = chunk_places(path, schema, n)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, MemoryError) as error:
             reason = str(error) or type(error).__name__
             raise DamagedError(f"cannot be read as a shard: {reason}", shard=path.name) from None
@@ -128,7 +114,7 @@ def _create(file: Any, field: Field, rows: Sequence[Record]) -> int:
     n = len(rows)
     make_group(file, field.name)
     if field.chunk_rows is not None:
-        _write_chunked(file, field, [row.payloads[field.name] for row in rows])
+        write_chunked(file, field, [row.payloads[field.name] for row in rows])
         return -1
     if is_flat(field):
         lengths = [len(row.payloads[field.name]) for row in rows]
@@ -161,43 +147,6 @@ def make_group(file: Any, name: str) -> None:
     group, _, _ = name.rpartition("/")
     if group:
         file.require_group(group)
-
-
-def _write_chunked(file: Any, field: Field, payloads: Sequence[Any]) -> None:
-    shape = tuple(int(d) for d in field.shape if d is not None)
-    dtype = np.dtype(field.dtype).newbyteorder("<")
-    rows = int(field.chunk_rows or 1)
-    dataset = file.create_dataset(
-        field.name,
-        (len(payloads), *shape),
-        dtype,
-        maxshape=(max(len(payloads), rows), *shape),  # a chunk may be larger than a small shard only in what can grow
-        chunks=(rows, *shape),
-        **_filter_options(field.encoding),
-    )
-    for start in range(0, len(payloads), rows):
-        block = b"".join(payloads[start : start + rows])
-        dataset[start : start + rows] = np.frombuffer(block, dtype).reshape(-1, *shape)
-
-
-def _filter_options(encoding: str) -> dict[str, Any]:
-    """h5py's arguments for a pipeline named like "shuffle+gzip:4"."""
-    pipeline, _, level = encoding.partition(":")
-    *_, codec = pipeline.split("+")
-    options: dict[str, Any] = {"shuffle": pipeline.startswith("shuffle+")}
-    if codec in ("gzip", "lzf"):
-        options["compression"] = codec
-        if level:
-            options["compression_opts"] = int(level)
-        return options
-    import hdf5plugin
-
-    codecs = {
-        "zstd": lambda: hdf5plugin.Zstd(clevel=int(level or 3)),
-        "lz4": hdf5plugin.LZ4,
-        "blosc2": lambda: hdf5plugin.Blosc2(cname="zstd", clevel=int(level or 5), filters=hdf5plugin.Blosc2.SHUFFLE),
-    }
-    return options | dict(codecs[codec]())
 
 
 def _write_column(file: Any, field: Field, values: Sequence[Any]) -> None:
@@ -236,18 +185,6 @@ def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -
     return range_columns(field.name, offsets, lengths, crcs)
 
 
-def own_dataset(file: Any, name: str) -> Any:
-    """A dataset that lies in this file itself. ValueError for links and for values that other files hold."""
-    parts = name.split("/")
-    for i in range(len(parts)):  # a link on the way leads out of the file as well
-        if not isinstance(file.get("/".join(parts[: i + 1]), getlink=True), h5py.HardLink):
-            raise ValueError(f"{name!r} is missing or a link")
-    dataset = file[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-        raise ValueError(f"{name!r} is no dataset of this file's own")
-    return dataset
-
-
 def _layout(file: Any, field: Field, size: int) -> tuple[int, int, npt.NDArray[np.int64]]:
     """Samples, address of the values [B] and their offsets from it [B] (n + 1). `size`: of the file [B]."""
     dataset = own_dataset(file, field.name)
@@ -269,32 +206,3 @@ def _layout(file: Any, field: Field, size: int) -> tuple[int, int, npt.NDArray[n
     if offsets[0] != 0 or np.diff(offsets).min(initial=0) < 0 or base + offsets[-1] > size:
         raise ValueError(f"the offsets of {field.name!r} lead out of the file")
     return len(offsets) - 1, base, offsets
-
-
-def _chunk_places(path: Path, schema: Schema, n: int) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]] | None]:
-    """Places of all chunks of a finished file: the chunk table, and each row's chunk in it."""
-    fields = [f for f in schema.payloads if f.chunk_rows is not None]
-    if not fields:
-        return {}, None
-    ranges: dict[str, Any] = {}
-    offsets: list[int] = []
-    lengths: list[int] = []
-    with h5py.File(path, "r") as file:
-        for field in fields:
-            dataset = own_dataset(file, field.name).id
-            found = [dataset.get_chunk_info(i) for i in range(dataset.get_num_chunks())]
-            if len(found) != -(-n // int(field.chunk_rows or 1)):
-                raise ValueError(f"{field.name!r} has {len(found)} chunks for {n} samples")
-            rows = np.arange(n)
-            ranges[f"{field.name}.chunk"] = len(offsets) + rows // int(field.chunk_rows or 1)
-            ranges[f"{field.name}.row"] = rows % int(field.chunk_rows or 1)
-            for info in sorted(found, key=lambda info: info.chunk_offset):
-                offsets.append(info.byte_offset)
-                lengths.append(info.size)
-    crcs = []
-    with open(path, "rb") as raw:
-        for offset, length in zip(offsets, lengths, strict=True):
-            raw.seek(offset)
-            crcs.append(crc32c(raw.read(length)))
-    chunks = range_columns("c", offsets, lengths, crcs)
-    return ranges, {name.removeprefix("c."): values for name, values in chunks.items()}

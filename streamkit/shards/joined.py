@@ -26,7 +26,8 @@ import numpy as np
 
 from streamkit.errors import DamagedError
 from streamkit.schema import Field, Schema
-from streamkit.shards.hdf5 import is_flat, make_group, own_dataset, write_class_names
+from streamkit.shards.chunked import own_dataset
+from streamkit.shards.hdf5 import is_flat, make_group, write_class_names
 
 
 def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -> None:

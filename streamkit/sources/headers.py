@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from streamkit.codecs import image
-from streamkit.sources.listing import BadItem, Listing, Source
+from streamkit.sources.listing import BadItem, Ints, Listing, Source
 
 Headers = Sequence[image.Info | BadItem]
 
@@ -22,8 +22,7 @@ def read_headers(source: Source, listing: Listing, max_pixels: int = image.MAX_P
     """The header of each item's image, or why it has none."""
     out: list[image.Info | BadItem] = []
     for start in range(0, len(listing), 1024):
-        keys = [listing.keys[i] for i in range(start, min(start + 1024, len(listing)))]
-        for part in _same_split(keys, listing, start):
+        for part in same_split(np.arange(start, min(start + 1024, len(listing))), listing):
             for key, sample in zip(part, source.samples(part), strict=True):
                 if isinstance(sample, BadItem):
                     out.append(sample)
@@ -35,11 +34,8 @@ def read_headers(source: Source, listing: Listing, max_pixels: int = image.MAX_P
     return out
 
 
-def _same_split(keys: list[str], listing: Listing, start: int) -> Iterator[list[str]]:
-    """`keys` cut where the split changes: sources of split folders read one folder at a time."""
-    if listing.split_of is None:
-        yield keys
-        return
-    numbers = listing.split_of[start : start + len(keys)]
-    for part in np.split(np.arange(len(keys)), np.flatnonzero(np.diff(numbers)) + 1):
-        yield [keys[i] for i in part]
+def same_split(rows: Ints, listing: Listing) -> Iterator[list[str]]:
+    """Keys of ascending rows, cut where the split changes: sources of split folders read one folder at a time."""
+    numbers = np.zeros(len(rows)) if listing.split_of is None else listing.split_of[rows]
+    for part in np.split(rows, np.flatnonzero(np.diff(numbers)) + 1):
+        yield [listing.keys[i] for i in part.tolist()]
