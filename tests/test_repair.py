@@ -45,9 +45,10 @@ def contents(path: Path) -> dict[str, list[Any]]:
 def test_damaged_files_come_back_byte_for_byte(harm_sources: Path, datasets: Path, copied: Copied, name: str) -> None:
     path, ext = copied(name), extension(name)
     whole = digests(path)
-    reading.flip(path / f"train-00001.{ext}", 200)
+    flipped, cut = path / f"train-00001.{ext}", path / f"train-00002.{ext}"
+    reading.flip(flipped, flipped.stat().st_size // 2)
     (path / f"train-00000.{ext}").unlink()
-    os.truncate(path / f"train-00002.{ext}", 100)
+    os.truncate(cut, cut.stat().st_size // 2)
     untouched = path / "index-train.parquet"
     before = untouched.stat()
     done = streamkit.repair(path, source=raw_of(harm_sources, name), workers=1)

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
+import os
 import signal
 import socket
 import sys
@@ -25,6 +27,7 @@ from streamkit.manifest import WORK_FOLDER
 from streamkit.sources import BadItem
 from streamkit.version import __version__
 
+_PR_SET_PDEATHSIG = 1  # Source: prctl(2)
 Progress = Callable[[int], None]
 Result = Part | tuple[BadItem, ...]
 N_ELSEWHERE = 64  # shards handed out at a time where nobody says how many workers there are
@@ -87,7 +90,7 @@ def run_in_pool(jobs: Iterator[Job], n_workers: int, tick: Progress | None) -> I
     # fork costs no imports, but is safe only while this process has one thread; else workers start afresh.
     alone = threading.active_count() == 1 and sys.platform == "linux"
     context = multiprocessing.get_context("fork" if alone else "spawn")
-    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_die_quietly)
+    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
     running: dict[Future[Any], Job] = {}
     try:
         with warnings.catch_warnings():
@@ -117,10 +120,17 @@ def run_in_pool(jobs: Iterator[Job], n_workers: int, tick: Progress | None) -> I
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _die_quietly() -> None:
-    """Workers end on a signal at once and without a word; what to say is the parent's business."""
+def _die_with(parent: int) -> None:
+    """Workers end on a signal at once and without a word, what to say is the parent's business; and they end with it.
+
+    One that outlived a killed parent would wait for work for ever, and hold the lock of the output with it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before
+            os._exit(1)
 
 
 def _collect(running: dict[Future[Any], Job], tick: Progress | None) -> Iterator[Result]:

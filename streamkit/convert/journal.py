@@ -1,6 +1,6 @@
 """The journal of a conversion under way: a lock, the plan's identity, and one part for each finished shard.
 
-    OUT/.streamkit/lock                 held (flock) by the converter at work; pid, host and start time inside
+    OUT/.streamkit/lock                 held by the converter at work, see `Lock`
     OUT/.streamkit/plan.json            options: continuing with others is refused
     OUT/.streamkit/SHARD.part           the shard's index rows (Arrow), written after the shard itself
 
@@ -16,13 +16,8 @@ written again. The folder goes when the manifest is published.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
-import shutil
-import socket
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,7 +28,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from streamkit.errors import BusyError, UsageError
+from streamkit.convert.lock import Lock
+from streamkit.errors import UsageError
 from streamkit.index import column, strings
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Shard, canonical
 from streamkit.schema import Schema
@@ -82,32 +78,16 @@ class Journal:
         self.out, self.folder, self.identity, self.anew = out, out / WORK_FOLDER, identity, anew
 
     def __enter__(self) -> Journal:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.folder / "lock", "a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip() or "another process"
-            self._lock.close()
-            raise BusyError(f"{holder} is converting into this folder", path=self.out, hint="Wait for it.") from None
-        path = self.folder / "lock"
-        if not path.exists() or not os.path.samestat(os.fstat(self._lock.fileno()), path.stat()):
-            self._lock.close()  # its holder has just finished and removed it
-            raise BusyError("another converter has just finished here", path=self.out, hint="Run it again.")
-        self._lock.truncate(0)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        self._lock.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")
-        self._lock.flush()
+        self._lock = Lock(self.out).__enter__()
         try:
             self._check_identity()
         except BaseException:
-            self._lock.close()
+            self._lock.__exit__()
             raise
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._lock.close()
+        self._lock.__exit__()
 
     def _check_identity(self) -> None:
         plan = self.folder / "plan.json"
@@ -154,9 +134,9 @@ class Journal:
             if _TEMPORARY.fullmatch(path.name) or (_SHARD.fullmatch(shard) and shard not in files):
                 path.unlink()
 
-    def remove(self) -> None:
-        """Delete the work folder: the dataset is published."""
-        shutil.rmtree(self.folder)
+    def remove(self, out: Path | None = None) -> None:
+        """Delete the work folder, which lies in `out` now if that is given: the dataset is published."""
+        self._lock.remove(out)
 
 
 _TEMPORARY = re.compile(r"\..*\.tmp-[0-9a-f]{12}")

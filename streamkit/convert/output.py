@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from streamkit.convert.lock import Lock
 from streamkit.convert.options import Options
 from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
@@ -72,7 +73,9 @@ def finish_swap(final: Path) -> None:
     """Complete a swap that was killed between its two renames: the new dataset is whole, the old one set aside."""
     new, old = final.with_name(f".{final.name}.new"), final.with_name(f".{final.name}.old")
     if not final.exists() and old.exists() and (new / FILE_NAME).exists():
-        swap(new, final)
+        with Lock(new) as lock:
+            swap(new, final)
+            lock.remove(final)
 
 
 def swap(new: Path, final: Path) -> None:

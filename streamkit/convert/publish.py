@@ -112,7 +112,6 @@ def publish(
             (out / shard.file).unlink(missing_ok=True)  # every item of it was skipped
     journal.remove_strays({shard.file for shard in plan.shards})
     write_atomic(out / FILE_NAME, manifest.dump().encode())
-    journal.remove()
     sync_folder(out)
     return manifest
 

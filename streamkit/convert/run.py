@@ -32,7 +32,7 @@ from streamkit.convert.writing import Writing, bad_items
 from streamkit.errors import BusyError, SourceError, UsageError
 from streamkit.manifest import WORK_FOLDER, Manifest
 from streamkit.sources import BadItem, Source
-from streamkit.storage import os_error
+from streamkit.storage import os_error, sync_folder
 
 
 def convert(
@@ -236,6 +236,8 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
         manifest = publish(target, planned.whole, planned.schema, options, survey.facts, journal, parts, listed, before)
         if way.overwrite:
             swap(target, final)
+        journal.remove(final)
+        sync_folder(final)
     leaks = tuple(copy for copy in copies if copy.leaks and options.on_duplicate == "keep")
     return replace(report, manifest=manifest, skipped=bad, leaks=leaks, notices=(*report.notices, *notices))
 
