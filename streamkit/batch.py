@@ -21,12 +21,12 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.buffers import Buffers
-from streamkit.errors import UsageError
+from streamkit.errors import DamagedError, UsageError
 from streamkit.payloads import Payloads
 from streamkit.pictures import Pictures
 from streamkit.reader import Reader
 from streamkit.schema import Field
-from streamkit.view import View
+from streamkit.view import View, extra
 
 Ints = npt.NDArray[np.int64]
 
@@ -47,13 +47,17 @@ class BatchMaker:
         schema = reader.manifest.schema
         self.names = view.outputs(schema)
         self.specs = view.specs(schema, batched, reader.manifest.statistics.get("image", {}))
-        self.fields = {name: schema[name] for name in self.names if name != "key"}
+        self.fields = {name: schema[name] for name in self.names if not extra(name, schema)}
         self.payloads = Payloads(reader)
         self.pictures = Pictures(self.payloads, view, buffers, seed)
 
     def structure(self, batch: dict[str, Any]) -> Any:
         """The batch as the user gets it: an array, a tuple or a dict."""
         return self.view.structure(batch, self.reader.manifest.schema)
+
+    def row_of(self, error: DamagedError) -> int | None:
+        """The row that an error is about, when it is about one."""
+        return self.reader.row_of(error)
 
     def make(self, rows: Ints, epoch: int = 0) -> dict[str, npt.NDArray[Any]]:
         """The batch of these rows: output name -> array with axis 0 the batch. Random crops and flips hang on the epoch.
@@ -63,8 +67,8 @@ class BatchMaker:
         """
         out: dict[str, npt.NDArray[Any]] = {}
         for name in self.names:
-            if name == "key":
-                out[name] = self.reader.columns["key"][rows]
+            if name not in self.fields:
+                out[name] = self.reader.columns["key"][rows] if name == "key" else np.zeros(len(rows), np.bool_)
                 continue
             field = self.fields[name]
             if field.is_image:
@@ -100,8 +104,8 @@ class BatchMaker:
         return samples
 
     def _only(self, name: str, one: Ints) -> Any:
-        if name == "key":
-            return self.reader.columns["key"][one[0]]
+        if name not in self.fields:
+            return self.reader.columns["key"][one[0]] if name == "key" else np.False_
         field = self.fields[name]
         return (self._arrays(field, one) if field.is_payload else self._column(field, one))[0]
 

@@ -1,15 +1,18 @@
-"""Choosing samples before any payload is read: a slice of stored rows, then `where`, then `rows`. All on the index.
+"""Choosing samples before any payload is read: a slice of stored rows, `where`, `rows`, then classes. All on the index.
 
 >>> parse_split("train[10%:30%]")
 ('train', slice('10%', '30%', None))
 >>> resolve(slice("10%", "30%"), 50)
 (5, 15)
+>>> by_class(np.array([0, 2, 0]), ("cat", "dog", "owl"), {"cat": 3, "owl": 1, "dog": 0})
+([array([0, 2]), array([1])], [3.0, 1.0])
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +97,49 @@ def _mask(index: Index, where: Any) -> npt.NDArray[np.bool_]:
         columns = ", ".join(index.names)
         raise UsageError(f"where cannot be applied: {error}", hint=f"The index has {columns}.") from None
     return np.asarray(table.column("chosen").fill_null(False).to_numpy(), np.bool_)
+
+
+def by_class(
+    labels: Ints, class_names: Sequence[str], balance: bool | Mapping[Any, float]
+) -> tuple[list[Ints], list[float]]:
+    """Which of the chosen samples belong to each class that is to be drawn from, and the classes' weights.
+
+    Args:
+        labels: of the chosen samples, int64 (n,).
+        class_names: names of the classes, if they have any.
+        balance: True for equal weights, or class (name or number) -> weight, every class named; 0 leaves one out.
+
+    Raises:
+        UsageError: a class without a weight, a weight without a sample, or weights that are none.
+    """
+    found = np.unique(labels)
+    name = dict(enumerate(class_names))
+    if balance is True:
+        weights = dict.fromkeys(found.tolist(), 1.0)
+    elif isinstance(balance, Mapping):
+        number = {text: i for i, text in name.items()}
+        weights = {number.get(key, key): _weight(key, weight) for key, weight in balance.items()}
+        missing = [i for i in found.tolist() if i not in weights]
+        absent = [key for key, weight in weights.items() if weight and key not in found.tolist()]
+        if missing or absent:
+            what = "gives no weight for class" if missing else "wants samples of class"
+            which = [name.get(i, i) for i in missing or absent]
+            raise UsageError(
+                f"balance {what} {', '.join(map(repr, which[:5]))}" + ("" if missing else ", and none is chosen"),
+                hint="Name every class; weight 0 leaves one out.",
+            )
+    else:
+        raise UsageError(f"balance is {balance!r}, expected True, False or class -> weight")
+    classes = [i for i in found.tolist() if weights[i]]
+    if not classes:
+        raise UsageError("balance leaves out every class")
+    return [np.flatnonzero(labels == i) for i in classes], [weights[i] for i in classes]
+
+
+def _weight(of: Any, weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+        raise UsageError(f"the weight of {of!r} is {weight!r}, expected a number of 0 or more")
+    return float(weight)
 
 
 def fingerprint(chosen: Ints | tuple[int, int]) -> str:

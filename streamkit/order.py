@@ -21,7 +21,7 @@ import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -63,10 +63,39 @@ def permute(positions: npt.ArrayLike, n: int, key: tuple[int, ...]) -> Ints:
     return y.astype(np.int64).reshape(shape)
 
 
-def _feistel(x: npt.NDArray[np.uint64], bits: int, low_bits: int, keys: npt.NDArray[np.uint64]) -> Any:
-    high_mask = np.uint64((1 << (bits - low_bits)) - 1)
-    low_mask = np.uint64((1 << low_bits) - 1)
-    shift = np.uint64(low_bits)
+def permute_each(positions: Ints, sizes: Ints, seed: int, *keys: Ints) -> Ints:
+    """As `permute`, each element by a bijection of its own: of [0, sizes[i]), chosen by `seed` and keys[...][i].
+
+    Args:
+        positions, sizes, keys: int64, all of one length; positions[i] in [0, sizes[i]).
+        seed: any integer.
+    """
+    x = positions.astype(np.uint64)
+    bits = np.maximum(np.frexp(sizes - 1.0)[1].astype(np.int64), _MIN_BITS)  # bit lengths
+    low_bits = bits // 2
+    chosen = np.broadcast_to(_round_keys((int(seed),))[0], x.shape)
+    for key in keys:
+        chosen = _mixed(chosen ^ key.astype(np.uint64))
+    rounds = _mixed(chosen + (np.arange(_ROUNDS, dtype=np.uint64) * _MULTIPLIER)[:, None])
+    left = np.flatnonzero(sizes > 1)
+    while left.size:
+        x[left] = _feistel(x[left], bits[left], low_bits[left], rounds[:, left])
+        left = left[x[left] >= sizes[left].astype(np.uint64)]
+    return x.astype(np.int64)
+
+
+def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """SplitMix64's finaliser: a bijection in which every bit counts. Source: Steele, Lea and Flood (2014)."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _feistel(x: npt.NDArray[np.uint64], bits: Any, low_bits: Any, keys: npt.NDArray[np.uint64]) -> Any:
+    """Of numbers below 2**bits; `bits` and `low_bits` one for all, or as many as there are, and so for each round's key."""
+    one, shift = np.uint64(1), np.asarray(low_bits).astype(np.uint64)
+    high_mask = (one << np.asarray(bits - low_bits).astype(np.uint64)) - one
+    low_mask = (one << shift) - one
     high, low = x >> shift, x & low_mask
     for i in range(0, _ROUNDS, 2):  # each half is changed by a hash of the other: always invertible
         high ^= _hash(low, keys[i]) & high_mask
@@ -92,6 +121,22 @@ def uniform(key: tuple[int, ...], numbers: Ints) -> npt.NDArray[np.float64]:
 def _round_keys(key: tuple[int, ...]) -> npt.NDArray[np.uint64]:
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * _ROUNDS).digest()
     return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
+
+
+class Rows(Protocol):
+    """What is shuffled and sharded: positions of an epoch -> numbers of the chosen rows."""
+
+    @property
+    def n(self) -> int: ...
+    def rows(self, epoch: int, start: int, stop: int) -> Ints: ...
+    def around(self, start: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]: ...
+
+
+def around(start: int, n: int, n_positions: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The `n` positions (or all) from `start` on, going round at the end, as two runs [start, stop)."""
+    n = min(n, n_positions)
+    first = min(n, n_positions - start)
+    return (start, start + first), (0, n - first)
 
 
 _BLOCK = 16_384  # positions computed at once: spreads NumPy's cost per call over many batches
@@ -126,12 +171,13 @@ class Order:
 
     def around(self, start: int, n: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """The `n` positions (or all) from `start` on, going round at the end, as two runs [start, stop)."""
-        n = min(n, self.n)
-        first = min(n, self.n - start)
-        return (start, start + first), (0, n - first)
+        return around(start, n, self.n)
 
-    def _compute(self, epoch: int, number: int) -> Ints:
-        positions = np.arange(number * _BLOCK, min((number + 1) * _BLOCK, self.n), dtype=np.int64)
+    def span(self, epoch: int, start: int, stop: int) -> Ints:
+        """As `rows`, but nothing is kept for next time."""
+        positions = np.arange(start, stop, dtype=np.int64)
+        if not self.shuffle:
+            return positions
         if self.bounds is None:
             return permute(positions, self.n, (self.seed, epoch))
         return self._windowed(epoch, positions)
@@ -155,12 +201,12 @@ class Order:
 
 @lru_cache(maxsize=16)
 def _cached_block(order: Order, epoch: int, number: int) -> Ints:
-    block = order._compute(epoch, number)
+    block = order.span(epoch, number * _BLOCK, min((number + 1) * _BLOCK, order.n))
     block.setflags(write=False)  # callers get views of it
     return block
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)  # a balanced order has one a class
 def _chunk_order(order: Order, epoch: int) -> tuple[Ints, Ints, Ints]:
     """Chunks in this epoch's order, the position where each begins, and the positions [0, ..., n] where windows begin."""
     n_chunks = len(order.bounds) - 1
@@ -176,7 +222,7 @@ class Batches:
     """How an epoch of `n` positions is cut into batches, and which part of each belongs to this shard.
 
     With S shards, global batch g is positions [g*B*S, (g+1)*B*S) and shard r takes the r-th slice. The last global batch
-    is divided evenly; a rest smaller than S is dropped.
+    is divided evenly; a rest smaller than S is dropped, or with `pad` filled up with positions from the beginning again.
     """
 
     n: int
@@ -184,6 +230,7 @@ class Batches:
     drop_remainder: bool = False
     shard_index: int = 0
     num_shards: int = 1
+    pad: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -200,16 +247,22 @@ class Batches:
 
     def __len__(self) -> int:
         whole, rest = divmod(self.n, self.global_size)
-        return whole + (not self.drop_remainder and rest >= self.num_shards)
+        return whole + (not self.drop_remainder and rest >= (1 if self.pad else self.num_shards))
 
     def positions(self, batch: int) -> tuple[int, int]:
-        """First and past-the-last position of this shard's part of global batch `batch`."""
+        """First and past-the-last position of this shard's part of global batch `batch`; beyond `n` it is padding."""
         if not 0 <= batch < len(self):
             raise IndexError(f"batch {batch} is outside the epoch's {len(self)} batches")
         start = batch * self.global_size
-        part = min(self.batch_size, (self.n - start) // self.num_shards)
+        rest = self.n - start
+        part = min(self.batch_size, -(-rest // self.num_shards) if self.pad else rest // self.num_shards)
         first = start + self.shard_index * part
         return first, first + part
+
+    def n_padding(self, batch: int) -> int:
+        """Positions of this shard's part of global batch `batch` that are padding."""
+        first, last = self.positions(batch)
+        return max(0, last - max(first, self.n))
 
 
 @dataclass(frozen=True)

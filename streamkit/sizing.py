@@ -2,7 +2,7 @@
 
 >>> small = Sizing(sample_nbytes=3072, batch_size=256, n_batches=200, n_threads=2, budget_nbytes=1 << 30)
 >>> small.n_together, small.depth, small.bound_nbytes >> 20
-(8, 4, 42)
+(8, 4, 30)
 >>> Sizing(1 << 20, 256, 200, 2, 1 << 30).n_together
 1
 """
@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,10 @@ class Sizing:
         batch_size: samples a batch; None: single samples.
         n_batches: in an epoch.
         n_threads: that make them; 0: the caller's.
-        budget_nbytes: for what is made ahead, and as much again for what is decoded [B].
+        budget_nbytes: for everything: half of it for what is made ahead, the rest for what is decoded [B].
+        scratch_nbytes: that a thread takes besides while it makes a batch: stored bytes, a picture before resizing [B].
+        kept_nbytes: decoded chunks kept [B].
+        ragged: batches differ in size.
     """
 
     sample_nbytes: int
@@ -46,6 +49,9 @@ class Sizing:
     n_batches: int
     n_threads: int
     budget_nbytes: int
+    scratch_nbytes: int = 0
+    kept_nbytes: int = 0
+    ragged: bool = False
 
     @property
     def n_together(self) -> int:
@@ -64,8 +70,9 @@ class Sizing:
 
     @property
     def depth(self) -> int:
-        """Tasks under way or waiting: as many as the budget holds, at least one."""
-        return max(1, min(self.n_threads + _PREFETCH, self.budget_nbytes // 2 // max(1, self.task_nbytes)))
+        """Tasks under way or waiting: as many as half of the budget holds beside the one delivered, at least one."""
+        fitting = self.budget_nbytes // 2 // max(1, self.task_nbytes) - 1
+        return max(1, min(self.n_threads + _PREFETCH, fitting))
 
     @property
     def n_buffers(self) -> int:
@@ -73,9 +80,39 @@ class Sizing:
         return (2 * self.n_threads + _PREFETCH + 2) * self.n_together
 
     @property
+    def pool_nbytes(self) -> int:
+        """Of buffers kept for use again [B]; those of other sizes than the batches under way have come on top of these."""
+        return self.budget_nbytes // (8 if self.ragged else 2)
+
+    @property
     def bound_nbytes(self) -> int:
-        """What all tasks take at most [B]."""
-        return (self.depth + self.n_threads + 1) * self.task_nbytes
+        """What all of it takes at most [B]: tasks, the batch that the caller still holds, scratch, chunks, buffers."""
+        n_tasks = self.depth + 1 if self.n_threads else 1
+        batches = n_tasks * self.task_nbytes + self.sample_nbytes * (self.batch_size or 1)
+        n_busy = max(1, min(self.n_threads, self.depth))
+        return batches + n_busy * self.scratch_nbytes + self.kept_nbytes + (self.pool_nbytes if self.ragged else 0)
+
+
+def scratch_nbytes(
+    fields: Iterable[Field], columns: Mapping[str, npt.NDArray[Any]], batch: int, max_pixels: int
+) -> int:
+    """What making a batch takes besides the batch [B]: its stored bytes, and what is decoded before it fits.
+
+    Args:
+        fields: payloads delivered.
+        columns: of the index.
+        batch: samples a batch.
+        max_pixels: of the largest picture there is.
+    """
+    total = 0
+    for field in fields:
+        lengths = columns.get(f"{field.name}.length")
+        stored = batch * int(lengths.max()) if lengths is not None and len(lengths) else 0
+        if field.is_encoded_image:
+            total += stored + 4 * max_pixels
+        elif lengths is not None and (field.encoding != "raw" or not field.fixed):
+            total += stored * (1 + _USUAL_RATIO.get(field.encoding, 1))
+    return total
 
 
 def sample_nbytes(specs: Mapping[str, Spec], schema: Schema, columns: Mapping[str, npt.NDArray[Any]]) -> int:

@@ -23,6 +23,13 @@ COLOR_MODES = {"grayscale": 1, "rgb": 3, "rgba": 4}
 LABEL_MODES = ("int", "categorical", "binary", None)
 
 
+def extra(name: str, schema: Schema) -> Spec | None:
+    """What `fields` may ask for beyond the schema: a sample's "key", and whether it is "padding" of a batch."""
+    if name == "key":
+        return Spec((), "string")
+    return Spec((), "bool") if name == "padding" and name not in schema else None
+
+
 class Spec(NamedTuple):
     """What one output looks like: shape of a sample (None for an axis that varies) and dtype ("string" for text)."""
 
@@ -74,7 +81,7 @@ class View:
         """Names of the fields delivered, in order: those asked for, else payloads and then columns."""
         if self.fields is not None:
             names = (self.fields,) if isinstance(self.fields, str) else tuple(self.fields)
-            return tuple(name if name == "key" else schema[name].name for name in names)
+            return tuple(name if extra(name, schema) else schema[name].name for name in names)
         columns = [f.name for f in schema.columns if f.kind != "label" or self.label_mode is not None]
         return tuple(f.name for f in schema.payloads) + tuple(columns)
 
@@ -86,8 +93,8 @@ class View:
         """
         out: dict[str, Spec] = {}
         for name in self.outputs(schema):
-            if name == "key":
-                out[name] = Spec((), "string")
+            if (found := extra(name, schema)) is not None:
+                out[name] = found
                 continue
             field = schema[name]
             if field.is_image and batched and None in self.size(field):
@@ -155,13 +162,14 @@ def _label_spec(field: Field, mode: str | None) -> Spec:
 
 def needed_extras(view: View, schema: Schema, names: Sequence[str]) -> tuple[str, ...]:
     """Index columns that decoding the named fields needs besides their ranges."""
-    images = [schema[name] for name in names if name != "key" and schema[name].kind == "image"]
+    fields = [schema[name] for name in names if not extra(name, schema)]
+    images = [f for f in fields if f.kind == "image"]
     out: list[str] = []
     if any(f.is_encoded_image for f in images):
         out.append("orientation")
         if any(f.shape[2] in (None, 4) for f in images):
             out.append("channels")
-    if view.crops and any(schema[name].is_image for name in names if name != "key"):
+    if view.crops and any(f.is_image for f in fields):
         out += ["height", "width"]
     if "key" in names:
         out.append("key")

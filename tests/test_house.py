@@ -49,8 +49,12 @@ FLOORS = {
 }
 # Modules at the top that are parts of a room.
 ROOMS = dict.fromkeys(
-    ("ahead", "augment", "batch", "buffers", "choose", "payloads", "pictures", "sizing", "skipping", "view"), "loader"
-) | {"chunks": "reader", "commands": "cli", "loose": "reader"}
+    (
+        *("ahead", "augment", "batch", "buffers", "choose", "mixing", "payloads", "pictures", "replicas", "sizing"),
+        *("skipping", "stream", "view"),
+    ),
+    "loader",
+) | {"chunks": "reader", "shares": "order", "commands": "cli", "loose": "reader"}
 
 # Longer than 300 lines, and known to be.
 LONG = {"manifest.py", "loader.py"}
