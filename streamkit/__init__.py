@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         StreamkitError,
         UsageError,
     )
-    from streamkit.frontends import Loader, dataset, sequence
+    from streamkit.frontends import Loader, dataset, mix, sequence
     from streamkit.health import repair, verify
     from streamkit.opening import open
 
@@ -35,6 +35,7 @@ _HOME = {
     "index": "streamkit.index",
     "Loader": "streamkit.frontends",
     "dataset": "streamkit.frontends",
+    "mix": "streamkit.frontends",
     "sequence": "streamkit.frontends",
     "open": "streamkit.opening",
     "repair": "streamkit.health",
@@ -69,6 +70,7 @@ __all__ = [
     "convert",
     "dataset",
     "index",
+    "mix",
     "open",
     "repair",
     "sequence",

@@ -15,7 +15,7 @@ the same batch in every thread and process.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +26,20 @@ from streamkit.payloads import Payloads
 from streamkit.pictures import Pictures
 from streamkit.reader import Reader
 from streamkit.schema import Field
-from streamkit.view import View, extra
+from streamkit.view import Spec, View, extra
 
 Ints = npt.NDArray[np.int64]
+
+
+class Maker(Protocol):
+    """Makes the samples of rows."""
+
+    specs: dict[str, Spec]
+
+    def make(self, rows: Ints, epoch: int = 0) -> dict[str, npt.NDArray[Any]]: ...
+    def make_each(self, rows: Ints, epoch: int = 0) -> list[dict[str, Any]]: ...
+    def structure(self, values: dict[str, Any]) -> Any: ...
+    def row_of(self, error: DamagedError) -> int | None: ...
 
 
 class BatchMaker:

@@ -1,12 +1,12 @@
 """The loader: order + reader + codecs -> batches. Opening a split, choosing from it and checking the arguments is here.
 
-    >>> import tempfile, streamkit
-    >>> out = tempfile.mkdtemp() + "/out"
-    >>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
-    >>> loader = Loader(out, split="val", batch_size=16)
-    >>> images, labels = next(iter(loader))
-    >>> images.shape, labels.dtype
-    ((16, 32, 32, 3), dtype('int32'))
+>>> import tempfile, streamkit
+>>> out = tempfile.mkdtemp() + "/out"
+>>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
+>>> loader = Loader(out, split="val", batch_size=16)
+>>> images, labels = next(iter(loader))
+>>> images.shape, labels.dtype
+((16, 32, 32, 3), dtype('int32'))
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from streamkit.view import View, extra, needed_extras
 
 Ints = npt.NDArray[np.int64]
 
-_BUDGET_NBYTES = 1 << 30
+DEFAULT_BUDGET = 1 << 30
 
 
 class Loader(Stream):
@@ -143,11 +143,11 @@ class Loader(Stream):
             fields=fields if fields is None or isinstance(fields, str) else tuple(fields),
             pad_to=pad_to,
         )
-        self._budget = _BUDGET_NBYTES if memory_budget is None else size(memory_budget)
-        self._seed, self._shuffle = seed, shuffle
+        self._budget = DEFAULT_BUDGET if memory_budget is None else size(memory_budget)
+        self.path, self.seed, self.shuffle, self.max_bad = Path(path), seed, shuffle, max_bad
         names = self.view.outputs(self.schema)
         self._reader = Reader(
-            Path(path),
+            self.path,
             self.manifest,
             chosen_split,
             [self.schema[n] for n in names if not extra(n, self.schema)],
@@ -186,25 +186,21 @@ class Loader(Stream):
         n = self._chosen[1] - self._chosen[0] if isinstance(self._chosen, tuple) else len(self._chosen)
         bounds, window = self._windows(np.arange(n), self._budget)
         chunks = None if bounds is None else f"{window} of {len(bounds) - 1} chunks"
-        order = Order(n, self._seed, self._shuffle, bounds, window)
+        order = Order(n, self.seed, self.shuffle, bounds, window)
         return order, {"choosing": fingerprint(self._chosen), "window": chunks}
 
     def _balanced(self, balance: Any) -> tuple[Rows, dict[str, Any]]:
         """As `_plain`, with the classes' shares; the chosen rows are put in the order of their classes."""
-        label = self.schema.label
-        if label is None:
+        if (label := self.schema.label) is None:
             raise UsageError("balance needs a label, and this dataset has none", hint="Choose with rows= or where=.")
         chosen = np.arange(*self._chosen) if isinstance(self._chosen, tuple) else self._chosen
-        labels = self._reader.columns.get(label.name)
-        if labels is None:
-            labels = self._reader.index.load([label.name])[label.name]
-        members, weights = by_class(labels[chosen], label.class_names or (), balance)
+        members, weights = by_class(self._labels(chosen), label.class_names or (), balance)
         self._chosen = chosen[np.concatenate(members)]
         parts, ends = [], np.cumsum([len(numbers) for numbers in members]).tolist()
         for k, (numbers, end) in enumerate(zip(members, ends, strict=True)):
             bounds, window = self._windows(np.arange(end - len(numbers), end), self._budget // len(members))
-            parts.append(Order(len(numbers), derived(self._seed, k), self._shuffle, bounds, window))
-        order = Shares(tuple(parts), quotas(len(chosen), weights), self._seed, self._shuffle)
+            parts.append(Order(len(numbers), derived(self.seed, k), self.shuffle, bounds, window))
+        order = Shares(tuple(parts), quotas(len(chosen), weights), self.seed, self.shuffle)
         choosing = f"{fingerprint(self._chosen)} balanced {fingerprint(np.array(order.quotas))}"
         window_of = [f"{part.window} of {len(part.bounds) - 1} chunks" for part in parts if part.bounds is not None]
         return order, {"choosing": choosing, "window": window_of or None}
@@ -213,7 +209,7 @@ class Loader(Stream):
         """Where new chunks begin among these of the chosen rows, and how many chunks are mixed at once."""
         # All chunked fields of the dataset count, so that the order does not depend on which are asked for.
         chunked = [f for f in self.schema.payloads if f.chunk_rows is not None]
-        if not (self._shuffle and chunked):
+        if not (self.shuffle and chunked):
             return None, 1
         return chunk_windows(chunked, self._reader.shard_starts, self._rows(numbers), budget_nbytes)
 
@@ -222,9 +218,9 @@ class Loader(Stream):
         return numbers + self._chosen[0] if isinstance(self._chosen, tuple) else self._chosen[numbers]
 
     @cached_property
-    def _maker(self) -> BatchMaker:  # type: ignore[override]
+    def _maker(self) -> BatchMaker:
         buffers = Buffers()
-        maker = BatchMaker(self._reader, self.view, self.batch_size is not None, buffers, self._seed)
+        maker = BatchMaker(self._reader, self.view, self.batch_size is not None, buffers, self.seed)
         self._sizing = self._sized(maker)
         buffers.keep, buffers.keep_nbytes = self._sizing.n_buffers, self._sizing.pool_nbytes
         return maker
@@ -247,12 +243,35 @@ class Loader(Stream):
             ragged=any(None in spec.shape for spec in maker.specs.values()),
         )
 
+    def _labels(self, rows: Ints) -> Any:
+        """Classes of rows of the index."""
+        if (label := self.schema.label) is None:
+            return None
+        columns = self._reader.columns
+        return (columns if label.name in columns else self._reader.index.load([label.name]))[label.name][rows]
+
+    @property
+    def _window(self) -> tuple[int, int]:
+        parts = self.order.parts if isinstance(self.order, Shares) else (self.order,)
+        windows = [part for part in parts if isinstance(part, Order) and part.bounds is not None]
+        if not self.shuffle:
+            return 1, 0
+        if not windows:
+            return self.n_samples, 0
+        rows = sum(int(np.sort(np.diff(part.bounds))[-part.window :].sum()) for part in windows)
+        return rows, rows * sum(f.sample_nbytes for f in self.schema.payloads if f.chunk_rows is not None)
+
     # What it is
 
     @property
     def schema(self) -> Schema:
         """The dataset's fields."""
         return self.manifest.schema
+
+    @property
+    def n_stored(self) -> int:
+        """Rows of the split, chosen or not."""
+        return self._reader.index.n_rows
 
     @property
     def class_names(self) -> list[str]:

@@ -73,9 +73,9 @@ def permute_each(positions: Ints, sizes: Ints, seed: int, *keys: Ints) -> Ints:
     x = positions.astype(np.uint64)
     bits = np.maximum(np.frexp(sizes - 1.0)[1].astype(np.int64), _MIN_BITS)  # bit lengths
     low_bits = bits // 2
-    chosen = np.broadcast_to(_round_keys((int(seed),))[0], x.shape)
+    chosen = np.full(x.shape, _round_keys((int(seed),))[0])
     for key in keys:
-        chosen = _mixed(chosen ^ key.astype(np.uint64))
+        chosen = _mixed(np.bitwise_xor(chosen, key.astype(np.uint64)))
     rounds = _mixed(chosen + (np.arange(_ROUNDS, dtype=np.uint64) * _MULTIPLIER)[:, None])
     left = np.flatnonzero(sizes > 1)
     while left.size:

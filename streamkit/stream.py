@@ -16,14 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from streamkit.ahead import in_order
+from streamkit.batch import Maker
 from streamkit.errors import DamagedError, UsageError
 from streamkit.order import Batches, Cursor, Rows
+from streamkit.shuffling import report
 from streamkit.sizing import Sizing
 from streamkit.skipping import Skips
 from streamkit.units import whole
@@ -31,16 +33,7 @@ from streamkit.view import Spec
 
 Ints = npt.NDArray[np.int64]
 
-
-class Maker(Protocol):
-    """Makes the samples of rows."""
-
-    specs: dict[str, Spec]
-
-    def make(self, rows: Ints, epoch: int = 0) -> dict[str, npt.NDArray[Any]]: ...
-    def make_each(self, rows: Ints, epoch: int = 0) -> list[dict[str, Any]]: ...
-    def structure(self, values: dict[str, Any]) -> Any: ...
-    def row_of(self, error: DamagedError) -> int | None: ...
+_REPORTED = 1 << 20  # samples whose order is looked at
 
 
 class Stream:
@@ -69,7 +62,8 @@ class Stream:
         memory_budget: int,
         device: Any,
     ) -> None:
-        self._order, self._batches, self._skips, self._fingerprint = order, batches, skips, fingerprint
+        self.order, self.fingerprint = order, fingerprint
+        self._batches, self._skips = batches, skips
         self.batch_size = batches.batch_size if batched else None
         self.num_workers, self.memory_budget, self.device = num_workers, memory_budget, device
         self._next_epoch, self._resume_at, self._held = 0, 0, False
@@ -93,12 +87,21 @@ class Stream:
         """Names of the classes 0, 1, ..."""
         raise NotImplementedError
 
+    @property
+    def _window(self) -> tuple[int, int]:
+        """Samples that are mixed with one another, and what they take at once [B]."""
+        raise NotImplementedError
+
+    def _labels(self, rows: Ints) -> Ints | None:
+        """Classes of rows, if they have any."""
+        raise NotImplementedError
+
     # What it is
 
     @property
     def n_samples(self) -> int:
         """Samples in an epoch, over all shards."""
-        return self._order.n
+        return self.order.n
 
     @property
     def specs(self) -> dict[str, Spec]:
@@ -145,9 +148,9 @@ class Stream:
         at, stop = self._batches.positions(batch)
         runs = []
         while at < stop:  # more than once only where a batch is padded: positions go round
-            first = at % self._order.n
-            last = min(self._order.n, first + stop - at)
-            runs.append(self._order.rows(epoch, first, last))
+            first = at % self.order.n
+            last = min(self.order.n, first + stop - at)
+            runs.append(self.order.rows(epoch, first, last))
             at += last - first
         return self._rows(runs[0] if len(runs) == 1 else np.concatenate([np.empty(0, np.int64), *runs]))
 
@@ -176,8 +179,8 @@ class Stream:
             return make(rows)
 
         def following(n: int) -> Ints:
-            start = self._batches.positions(i)[1] % self._order.n
-            return self._rows(np.concatenate([self._order.rows(epoch, *part) for part in self._order.around(start, n)]))
+            start = self._batches.positions(i)[1] % self.order.n
+            return self._rows(np.concatenate([self.order.rows(epoch, *part) for part in self.order.around(start, n)]))
 
         return self._skips.make(rows, make, self._maker.row_of, n_least, following)
 
@@ -273,6 +276,20 @@ class Stream:
         """What batches, decoded chunks and decoding take at most [B], whatever the dataset's size."""
         return self._sizing.bound_nbytes
 
+    def shuffle_report(self, epoch: int = 0) -> dict[str, Any]:
+        """How well an epoch is shuffled, against a true permutation; of a long one, the first million samples.
+
+        Returns:
+            What `streamkit.shuffling.report` measures, and window_samples: how many are mixed with one another (all of them
+            where rows are addressable), window_nbytes: what those take decoded at once [B], 0 where nothing is held.
+        """
+        rows = self._rows(self.order.rows(epoch, 0, min(self.order.n, _REPORTED)))
+        window, nbytes = self._window
+        return report(rows, self._labels(rows), self._batches.global_size) | {
+            "window_samples": window,
+            "window_nbytes": nbytes,
+        }
+
     # Resume
 
     def cursor_at(self, step: int) -> dict[str, Any]:
@@ -285,7 +302,7 @@ class Stream:
         if n_steps < 0:
             raise UsageError(f"step is {step}, expected 0 or more")
         epoch, batch = divmod(n_steps, max(1, len(self)))
-        return Cursor(epoch, batch * self._batches.global_size, self._fingerprint).to_json()
+        return Cursor(epoch, batch * self._batches.global_size, self.fingerprint).to_json()
 
     def resume(self, cursor: Mapping[str, Any]) -> None:
         """Continue from a cursor: the next iteration yields the rest of its epoch, later ones whole epochs.
@@ -293,7 +310,7 @@ class Stream:
         Raises:
             UsageError: a cursor of another dataset, split, seed, choice or global batch; the message says which differ.
         """
-        parsed = Cursor.parse(cursor, self._fingerprint)
+        parsed = Cursor.parse(cursor, self.fingerprint)
         batch, rest = divmod(parsed.position, self._batches.global_size)
         if rest or batch > len(self):
             raise UsageError(f"the cursor's position {parsed.position} is no batch border of this epoch")

@@ -50,14 +50,14 @@ FLOORS = {
 # Modules at the top that are parts of a room.
 ROOMS = dict.fromkeys(
     (
-        *("ahead", "augment", "batch", "buffers", "choose", "mixing", "payloads", "pictures", "replicas", "sizing"),
-        *("skipping", "stream", "view"),
+        *("ahead", "augment", "batch", "buffers", "choose", "mixing", "payloads", "pictures", "replicas"),
+        *("shuffling", "sizing", "skipping", "stream", "view"),
     ),
     "loader",
 ) | {"chunks": "reader", "shares": "order", "commands": "cli", "loose": "reader"}
 
 # Longer than 300 lines, and known to be.
-LONG = {"manifest.py", "loader.py"}
+LONG = {"manifest.py", "stream.py"}
 
 
 def room_of(module: str) -> str:

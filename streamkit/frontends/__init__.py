@@ -1,25 +1,27 @@
 """Frontends: the loader as tf.data, Keras and PyTorch see it. One thin file each; a framework is imported only when used.
 
->>> sorted(name for name in vars(Loader) if name.startswith("as_"))
+>>> sorted(name for name in dir(Loader) if name.startswith("as_"))
 ['as_keras', 'as_tf', 'as_torch']
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from streamkit import loader
+from streamkit import loader, mixing
 from streamkit.errors import UsageError
+from streamkit.stream import Stream
+from streamkit.units import size
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
     import torch.utils.data
 
-__all__ = ["Loader", "dataset", "sequence"]
+__all__ = ["Loader", "Mixture", "dataset", "mix", "sequence"]
 
 
 @contextmanager
@@ -31,8 +33,8 @@ def _needs(extra: str) -> Iterator[None]:
         raise UsageError(f"{error.name} is not installed", hint=f"Install streamkit[{extra}].") from error
 
 
-class Loader(loader.Loader):
-    __doc__ = loader.Loader.__doc__
+class _Frontends(Stream):
+    """What a stream looks like to each framework."""
 
     def as_tf(self) -> tf.data.Dataset:
         """A `tf.data.Dataset` of the batches; each iteration is an epoch of its own."""
@@ -54,6 +56,36 @@ class Loader(loader.Loader):
             from streamkit.frontends.torch import as_torch
 
         return as_torch(self, **options)
+
+
+class Loader(_Frontends, loader.Loader):
+    __doc__ = loader.Loader.__doc__
+
+
+class Mixture(_Frontends, mixing.Mixture):
+    __doc__ = mixing.Mixture.__doc__
+
+
+def mix(weights: Mapping[str | os.PathLike[str], float], **options: Any) -> Mixture:
+    """Several datasets in one stream: every batch holds each in its proportion, exact over an epoch to one sample.
+
+    Args:
+        weights: dataset's folder -> weight.
+        **options: as `streamkit.Loader`, for each of them.
+
+    Returns:
+        What behaves as a `streamkit.Loader`: as_tf(), as_keras(), as_torch(), cursors. An epoch has as many samples as all
+        have together. A dataset drawn less often than it has samples goes on in the next epoch, one drawn more often
+        repeats, each sample equally often. `sources(epoch, batch)` tells which part each sample is from.
+
+    Raises:
+        UsageError: weights that are none, or datasets whose fields, shapes or classes differ.
+    """
+    if not weights or not all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in weights.values()):
+        raise UsageError(f"the weights are {list(weights.values())}, expected numbers above 0, one a dataset")
+    budget = options.pop("memory_budget", None)
+    each = None if budget is None else max(1, size(budget) // len(weights))
+    return Mixture([Loader(path, memory_budget=each, **options) for path in weights], list(weights.values()))
 
 
 def dataset(path: str | os.PathLike[str], **options: Any) -> tf.data.Dataset:

@@ -24,7 +24,7 @@ import keras
 from streamkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from streamkit.frontends import Loader
+    from streamkit.stream import Stream
 
 
 class EpochCounter:
@@ -60,7 +60,7 @@ class Batches(keras.utils.PyDataset):
     """
 
     def __init__(
-        self, loader: Loader, workers: int = 1, use_multiprocessing: bool = False, max_queue_size: int = 10
+        self, loader: Stream, workers: int = 1, use_multiprocessing: bool = False, max_queue_size: int = 10
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False, max_queue_size=max_queue_size)
         self.loader = loader
@@ -137,7 +137,7 @@ class Batches(keras.utils.PyDataset):
         self._start()
 
 
-def as_keras(loader: Loader, **options: Any) -> Batches:
+def as_keras(loader: Stream, **options: Any) -> Batches:
     """See `Loader.as_keras`."""
     if loader.batch_size is None:
         raise UsageError("a Sequence delivers batches", hint="Pass batch_size=.")

@@ -18,7 +18,7 @@ import tensorflow as tf
 from streamkit.view import Spec
 
 if TYPE_CHECKING:
-    from streamkit.frontends import Loader
+    from streamkit.stream import Stream
 
 
 def signature(spec: Spec, batch: int | tuple[()] | None) -> tf.TensorSpec:
@@ -28,7 +28,7 @@ def signature(spec: Spec, batch: int | tuple[()] | None) -> tf.TensorSpec:
     return tf.TensorSpec((*first, *spec.shape), dtype)
 
 
-def as_tf(loader: Loader) -> tf.data.Dataset:
+def as_tf(loader: Stream) -> tf.data.Dataset:
     """See `Loader.as_tf`."""
     batch: Any = () if loader.batch_size is None else loader.batch_size if loader.drop_remainder else None
     signatures = loader.structure({name: signature(spec, batch) for name, spec in loader.specs.items()})
@@ -46,7 +46,7 @@ def as_tf(loader: Loader) -> tf.data.Dataset:
     return dataset
 
 
-def _iterations(loader: Loader, signatures: Any) -> tf.data.Dataset:
+def _iterations(loader: Stream, signatures: Any) -> tf.data.Dataset:
     """A dataset whose every iteration is one of the loader's, closed when TensorFlow drops its own.
 
     `Dataset.from_generator` puts the same operation inside a flat_map, and TensorFlow instantiates all of that anew in

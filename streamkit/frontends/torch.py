@@ -15,7 +15,7 @@ import numpy as np
 import torch.utils.data
 
 if TYPE_CHECKING:
-    from streamkit.frontends import Loader
+    from streamkit.stream import Stream
 
 
 def share(n: int, worker: int, n_workers: int, start: int = 0) -> range:
@@ -26,7 +26,7 @@ def share(n: int, worker: int, n_workers: int, start: int = 0) -> range:
 class Batches(torch.utils.data.IterableDataset[Any]):
     """Batches of a loader as tensors. The epoch's number lies in shared memory, where persistent workers see it."""
 
-    def __init__(self, loader: Loader) -> None:
+    def __init__(self, loader: Stream) -> None:
         self.loader = loader
         self.taken = torch.zeros(2, dtype=torch.int64).share_memory_()  # epoch, first batch
 
@@ -65,6 +65,6 @@ def _tensors(value: Any) -> Any:
     return value
 
 
-def as_torch(loader: Loader, **options: Any) -> torch.utils.data.DataLoader[Any]:
+def as_torch(loader: Stream, **options: Any) -> torch.utils.data.DataLoader[Any]:
     """See `Loader.as_torch`."""
     return _DataLoader(Batches(loader), batch_size=None, **options)
