@@ -139,6 +139,8 @@ class BatchMaker:
     # Arrays
 
     def _arrays(self, field: Field, rows: Ints) -> npt.NDArray[Any]:
+        if field.kind == "text":
+            return self.payloads.texts(field, rows)
         shape = (len(rows), *(int(d or 0) for d in field.shape))
         out = self.buffers.empty(shape, field.dtype)
         self.payloads.raw_into(field, rows, out)

@@ -66,6 +66,16 @@ class Payloads:
                 raise self.reader.damaged(row, str(error)) from None
         return out
 
+    def texts(self, field: Field, rows: Ints) -> npt.NDArray[np.object_]:
+        """Each row's text: str in an object array (n,)."""
+        out = np.empty(len(rows), object)
+        for i, data in enumerate(self.stored(field, rows)):
+            try:
+                out[i] = str(data, "utf-8")
+            except UnicodeDecodeError as error:
+                raise self.reader.damaged(int(rows[i]), f"no UTF-8: {error.reason}") from None
+        return out
+
     def stored(self, field: Field, rows: Ints) -> list[memoryview]:
         """The stored bytes of each row, read into one buffer."""
         lengths = self.reader.lengths(field.name, rows)

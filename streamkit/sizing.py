@@ -124,7 +124,9 @@ def sample_nbytes(specs: Mapping[str, Spec], schema: Schema, columns: Mapping[st
         shapes, lengths = (columns.get(f"{name}.{kind}") for kind in ("shape", "length"))
         if name in schema and schema[name].is_image:
             item += spec.dtype != "uint8"  # the pixels themselves
-        if None not in spec.shape:
+        if spec.dtype == "string" and lengths is not None and len(lengths):
+            total += item + 4 * int(lengths.max())  # a str takes up to 4 bytes a character
+        elif None not in spec.shape:
             total += known * item
         elif shapes is not None and len(shapes):
             total += int(shapes.max(axis=0).astype(np.int64).prod()) * item

@@ -66,7 +66,7 @@ def good_source(root: Path) -> Path:
 
 USAGE: dict[str, tuple[list[str], str]] = {
     "no such source": (["{tmp}/nothing", "{out}"], "does not exist"),
-    "a file that is no table": (["{src}/0.jpg", "{out}"], "no table"),
+    "a file that is no table": (["{src}/0.jpg", "{out}"], "no file of samples"),
     "output inside source": (["{src}", "{src}/out"], "inside one another"),
     "source inside output": (["{src}", "{tmp}"], "inside one another"),
     "source is output": (["{src}", "{src}"], "inside one another"),

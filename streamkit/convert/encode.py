@@ -71,6 +71,7 @@ class Encoder:
         self.schema, self.options = schema, options
         _, _, level = options.compression.partition(":")
         self.level = int(level or 6)
+        self._ways = {"image": self._image, "mask": self._mask, "text": self._text}
 
     def record(self, key: str, payloads: Mapping[str, Any], columns: Mapping[str, Any]) -> Record | BadItem:
         """Encode one sample; a BadItem when it cannot become one."""
@@ -79,7 +80,7 @@ class Encoder:
         try:
             for name, value in payloads.items():
                 field = self.schema[name]
-                encode = {"image": self._image, "mask": self._mask}.get(field.kind, self._array)
+                encode = self._ways.get(field.kind, self._array)
                 stored[name] = encode(field, value, facts)
         except image.BadImage as error:
             return BadItem(key, str(error), error.refused)
@@ -179,6 +180,15 @@ class Encoder:
             raise arrays.BadArray(f"shape is {value.shape}, expected {field.shape}")
         facts[f"{field.name}.shape"] = value.shape
         return self._stored(field, arrays.to_bytes(value))
+
+    def _text(self, field: Field, value: bytes, facts: dict[str, Any]) -> bytes:
+        if len(value) > MAX_RECORD_NBYTES:
+            raise arrays.BadArray(f"{len(value)} bytes are more than a record's {MAX_RECORD_NBYTES}")
+        try:
+            value.decode()
+        except UnicodeDecodeError as error:
+            raise arrays.BadArray(f"{field.name} is no UTF-8 ({error.reason} at byte {error.start})") from None
+        return value
 
     def _stored(self, field: Field, data: memoryview) -> Any:
         if len(data) > MAX_RECORD_NBYTES:

@@ -1,7 +1,8 @@
 """The plan of a conversion: which item goes to which split, shard and place in it. Pure: no file is touched.
 
 Items are ordered by a hash of their keys (salted by the seed), so a shard is a fair sample of its split, and which split
-an item belongs to hardly changes when items are added. Rows that the source stores compressed together share one hash.
+an item belongs to hardly changes when items are added. Rows that the source stores compressed together share one hash;
+those that are read with a block of a table lie together by the block's.
 
     >>> import numpy as np
     >>> from streamkit.schema import Field, Schema
@@ -61,7 +62,7 @@ def make_plan(
     hashes = item_hashes(listing, options.seed)
     names, split_of = assign_splits(listing, options, hashes, there)
     sizes = listing.sizes if sizes is None else sizes
-    order = np.lexsort((np.arange(len(listing)), hashes))
+    order = np.lexsort((np.arange(len(listing)), hashes, _places(listing, hashes)))
     shards = []
     for number, name in enumerate(names):
         rows = order[split_of[order] == number]
@@ -73,6 +74,14 @@ def make_plan(
             shards.append(ShardPlan(name, f"{name}-{i:05d}.{extension}", part))
     used = {shard.split for shard in shards}
     return Plan(tuple(name for name in names if name in used), tuple(shards))
+
+
+def _places(listing: Listing, hashes: Ints) -> Ints:
+    """What rows are ordered by first: the hash of the block that they are read with, so that it is read once for many."""
+    if listing.blocks is None:
+        return hashes
+    _, first, number = np.unique(listing.blocks, return_index=True, return_inverse=True)
+    return hashes[first][number.reshape(-1)]
 
 
 def cut(rows: Ints, sizes: Ints, shard_nbytes: int) -> list[Ints]:

@@ -1,7 +1,10 @@
 """Sources: a path in, sorted items and their samples out. One module a kind of source; `open_source` chooses.
 
-folder.py   images or .npy files, one a sample; class folders are labels
+folder.py   images, .npy files or texts, one a sample; class folders are labels
 table.py    rows of one .npy, .npz or .h5 file, or of x.npy + y.npy in a folder
+rows.py     rows of CSV, TSV, JSON Lines and Parquet files (rowfiles.py reads them, survey.py says what the columns are)
+tars.py     samples of WebDataset tars
+scenes.py   TIFF files of any bands and depth, as arrays (tiff.py reads their windows)
 splits.py   split folders (train, val, ...), each a source of its own
 labelled.py a source with a label file beside it (labels.py, annotations.py, fields.py read it)
 masks.py    a source with a folder of masks beside it
@@ -14,13 +17,17 @@ tiles.py    a source of pictures cut into tiles; windows.py: one of arrays cut a
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from streamkit.errors import SourceError, UsageError
-from streamkit.sources.folder import ArrayFolder, ImageFolder, scan
-from streamkit.sources.listing import BadItem, Listing, Sample, Source
+from streamkit.sources.folder import ArrayFolder, Found, ImageFolder, TextFolder, scan
+from streamkit.sources.listing import BadItem, Listing, Sample, Source, key_of, path_of
+from streamkit.sources.rowfiles import EXTENSIONS as ROW_EXTENSIONS
+from streamkit.sources.rows import row_table
 from streamkit.sources.splits import SplitFolders, split_folders
 from streamkit.sources.table import TABLE_EXTENSIONS, Table, folder_table
+from streamkit.sources.tars import tar_source
 from streamkit.storage import os_error
 
 __all__ = ["BadItem", "Listing", "Sample", "Source", "open_source"]
@@ -37,12 +44,10 @@ def open_source(path: str | os.PathLike[str], class_folders: bool = True) -> Sou
     if not root.exists():
         raise UsageError("this source does not exist", path=root, hint="Give a folder of images or arrays, or a file.")
     if root.is_file():
-        if root.suffix.lower() not in TABLE_EXTENSIONS:
-            known = ", ".join(TABLE_EXTENSIONS)
-            raise UsageError(
-                f"this is no table of samples (known: {known})", path=root, hint="Give the folder instead."
-            )
-        return Table((str(root),))
+        try:
+            return _file_source(root)
+        except OSError as error:
+            raise os_error(error, error.filename or root) from error
     if not root.is_dir():
         raise UsageError("this is neither a folder nor a file", path=root)
     try:
@@ -53,6 +58,19 @@ def open_source(path: str | os.PathLike[str], class_folders: bool = True) -> Sou
         return _folder_source(root, class_folders)
     except OSError as error:
         raise os_error(error, error.filename or root) from error
+
+
+def _file_source(path: Path) -> Source:
+    suffix = path.suffix.lower()
+    if suffix in TABLE_EXTENSIONS:
+        return Table((str(path),))
+    files = [(str(path), key_of(path.name))]
+    if suffix in ROW_EXTENSIONS:
+        return row_table(str(path), files)
+    if suffix in (".tar", ".tgz") or path.name.lower().endswith((".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        return tar_source(str(path), files)
+    known = ", ".join((*TABLE_EXTENSIONS, *ROW_EXTENSIONS, ".tar"))
+    raise UsageError(f"this is no file of samples (known: {known})", path=path, hint="Give the folder instead.")
 
 
 def _folder_source(root: Path, class_folders: bool) -> Source:
@@ -66,11 +84,27 @@ def _folder_source(root: Path, class_folders: bool) -> Source:
         )
     if found.n_arrays:
         return ArrayFolder(str(root), found, class_folders)
-    if found.n_images or found.bad:
+    if found.n_images or (found.bad and not found.texts and not found.records):
         return ImageFolder(str(root), found, class_folders)
+    if found.texts:
+        return TextFolder(str(root), found, class_folders)
+    if found.records:
+        return _record_source(root, found)
     others = ", ".join(f"{n} x {ext or 'no extension'}" for ext, n in sorted(found.others.items())[:8])
     raise SourceError(
         f"no readable item: {others or 'the folder is empty'}",
         path=root,
-        hint="Readable are JPEG, PNG, WebP, BMP, GIF, TIFF, .npy, .npz and .h5.",
+        hint="Readable are JPEG, PNG, WebP, BMP, GIF, TIFF, .npy, .npz, .h5, .txt, .csv, .tsv, .jsonl, .parquet and .tar.",
     )
+
+
+def _record_source(root: Path, found: Found) -> Source:
+    """Files of many samples in a folder: all of one kind, one behind the other."""
+    kinds = {os.path.splitext(key)[1].lower() for key, _ in found.records}
+    if len(kinds) > 1:
+        raise SourceError(f"files of several kinds ({', '.join(sorted(kinds))})", path=root, hint="Convert them apart.")
+    files = [(str(root / path_of(key)), key) for key, _ in found.records]
+    source = tar_source(str(root), files) if kinds == {".tar"} else row_table(str(root), files)
+    listing = source.listing()
+    listing = replace(listing, bad=(*found.bad, *listing.bad), notices=(*found.notices, *listing.notices))
+    return replace(source, found=listing)

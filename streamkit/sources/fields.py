@@ -43,29 +43,29 @@ class Column(NamedTuple):
     missing: npt.NDArray[np.bool_] | None = None
 
 
-class _Left(ValueError):
+class Left(ValueError):
     """A column that no field holds; the message is the reason."""
 
 
 def columns_of(table: pa.Table, file: str) -> tuple[list[Column], list[str]]:
     """The fields of a table of one row an item, and remarks. `file` names it in remarks."""
-    flat = dict(_flat(table))
-    label = next((n for n in (*LABEL_NAMES, "class") if n in flat and _is_class(flat[n].type)), None)
+    by_name = dict(flat(table))
+    label = next((n for n in (*LABEL_NAMES, "class") if n in by_name and _is_class(by_name[n].type)), None)
     out, notices = [], []
-    for name, values in flat.items():
+    for name, values in by_name.items():
         try:
             if name == label:
                 out.append(_label(values))
                 continue
             if values.null_count and pa.types.is_integer(values.type):
                 notices.append(f"{file}: {name} has {values.null_count} empty cells, so its numbers became float64")
-            out.append(_array(name, values) if _is_list(values.type) else _column(name, values))
-        except _Left as reason:
+            out.append(array_column(name, values) if is_list(values.type) else _column(name, values))
+        except Left as reason:
             notices.append(f"{file}: {name} {reason}, and was left")
     return out, notices
 
 
-def _flat(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
+def flat(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
     """Columns by name, members of {...} as NAME/MEMBER, dictionaries decoded."""
     todo = [(name, table.column(name).combine_chunks()) for name in reversed(table.column_names)]
     while todo:
@@ -75,7 +75,7 @@ def _flat(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
         if pa.types.is_struct(values.type):
             members = [(f"{name}/{f.name}", pc.struct_field(values, f.name)) for f in values.type]
             todo += reversed(members)
-        elif _is_list(values.type) and pa.types.is_struct(values.type.value_type):
+        elif is_list(values.type) and pa.types.is_struct(values.type.value_type):
             offsets, inner = _unpacked(values)
             lists = [(f.name, pc.struct_field(inner, f.name)) for f in inner.type]
             todo += reversed([(f"{name}/{n}", pa.LargeListArray.from_arrays(offsets, one)) for n, one in lists])
@@ -83,16 +83,16 @@ def _flat(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
             yield name, values
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _is_class(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind)
+    return pa.types.is_integer(kind) or pa.types.is_boolean(kind) or is_text(kind)
 
 
 # One value an item
@@ -101,10 +101,10 @@ def _is_class(kind: pa.DataType) -> bool:
 def _column(name: str, values: pa.Array) -> Column:
     kind = values.type
     if pa.types.is_null(kind):
-        raise _Left("is empty")
+        raise Left("is empty")
     if pa.types.is_temporal(kind):
         values = values.cast(pa.string())
-    if _is_text(values.type):
+    if is_text(values.type):
         return Column(Field(name, "string", "string"), _objects(pc.fill_null(values, "")))
     numbers = _numbers(values)
     return Column(Field(name, "number", numbers.dtype.name), numbers)
@@ -117,7 +117,7 @@ def _numbers(values: pa.Array) -> npt.NDArray[Any]:
             values = values.cast(pa.int8())
         values = values.cast(pa.float64())
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
-        raise _Left(f"is {kind}")
+        raise Left(f"is {kind}")
     if pa.types.is_floating(values.type) and values.null_count:
         values = pc.fill_null(values, pa.scalar(float("nan"), values.type))
     return np.asarray(values.to_numpy(zero_copy_only=False))
@@ -133,7 +133,7 @@ def _label(values: pa.Array) -> Column:
     missing = np.asarray(values.is_null().to_numpy(zero_copy_only=False), bool)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.string())
-    if _is_text(values.type):
+    if is_text(values.type):
         missing |= np.asarray(pc.fill_null(pc.equal(values, ""), True).to_numpy(zero_copy_only=False), bool)
         numbers, names = _classes(pc.if_else(pa.array(missing), pa.scalar(None, values.type), values))
         return Column(Field("label", "label", "int64", class_names=names), numbers, missing)
@@ -150,7 +150,7 @@ def _classes(values: pa.Array) -> tuple[Ints, tuple[str, ...]]:
     coded = values.dictionary_encode()
     names = coded.dictionary.to_pylist()
     if len(names) > MAX_CLASSES:
-        raise _Left(f"has {len(names)} different texts, more than the {MAX_CLASSES} classes there can be")
+        raise Left(f"has {len(names)} different texts, more than the {MAX_CLASSES} classes there can be")
     ranked = sorted(range(len(names)), key=names.__getitem__)
     number = np.empty(max(1, len(names)), np.int64)
     number[ranked] = np.arange(len(names))
@@ -165,28 +165,28 @@ def _unpacked(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Offsets (int64, n + 1, from 0) and the values of all lists; null is the empty list."""
     lengths = np.asarray(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False), np.int64)
     if pa.types.is_fixed_size_list(values.type) and values.null_count:
-        raise _Left("has nulls among lists of a fixed size")
+        raise Left("has nulls among lists of a fixed size")
     return pa.array(np.concatenate([[0], np.cumsum(lengths)])), values.flatten()
 
 
-def _array(name: str, values: pa.Array) -> Column:
+def array_column(name: str, values: pa.Array) -> Column:
     """Lists of any depth as an array field: only its first axis may vary."""
     first, inner = _unpacked(values)
     offsets = np.asarray(first)
     shape: list[int] = []
-    while _is_list(inner.type):
+    while is_list(inner.type):
         inner_offsets, deeper = _unpacked(inner)
         lengths = np.diff(np.asarray(inner_offsets))
         if lengths.size and (lengths != lengths[0]).any():
-            raise _Left(f"holds lists of {lengths.min()} to {lengths.max()} values, and only the first axis may vary")
+            raise Left(f"holds lists of {lengths.min()} to {lengths.max()} values, and only the first axis may vary")
         shape.append(int(lengths[0]) if lengths.size else 0)
         inner = deeper
     if len(shape) + 1 > MAX_NDIM:
-        raise _Left(f"has over {MAX_NDIM} axes")
+        raise Left(f"has over {MAX_NDIM} axes")
     names = None
     if pa.types.is_null(inner.type):
         inner = inner.cast(pa.float64())
-    if _is_text(inner.type):
+    if is_text(inner.type):
         numbers, names = _classes(pc.fill_null(inner, ""))
     else:
         numbers = _numbers(inner)
@@ -215,7 +215,7 @@ def grouped(table: pa.Table, offsets: Ints, per_item: Sequence[str], files: Sequ
     ends = pa.array(offsets)
     for column in table.column_names:
         values = table.column(column).combine_chunks()
-        if _is_list(values.type) or pa.types.is_struct(values.type):
+        if is_list(values.type) or pa.types.is_struct(values.type):
             item = int(np.argmax(np.diff(offsets) > 1))
             raise SourceError(f"{files[item]} has several rows, and {column} is a list already", path=name)
         if column in per_item and _agree(values, offsets):

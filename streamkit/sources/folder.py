@@ -1,4 +1,4 @@
-"""Folders in which every file is one sample: pictures, or .npy arrays. Class folders are labels.
+"""Folders in which every file is one sample: pictures, .npy arrays, or texts. Class folders are labels.
 
 `class/name.jpg` gives the label "class", `a/b/name.jpg` the label "a/b"; a flat folder has no labels. Hidden files are
 passed over; links that leave the folder are bad items; anything that is no regular file is left, with a notice.
@@ -22,15 +22,26 @@ import numpy as np
 from streamkit.codecs.image import EXTENSIONS
 from streamkit.schema import Field, Schema
 from streamkit.sources import npy
+from streamkit.sources.rowfiles import EXTENSIONS as ROW_EXTENSIONS
 from streamkit.sources.listing import BadItem, Ints, Listing, Sample, key_of, path_of
+
+
+RECORD_EXTENSIONS = (".tar", *ROW_EXTENSIONS)
 
 
 @dataclass
 class Found:
-    """What a walk through a folder met: (key, size) pairs by kind, and what was left."""
+    """What a walk through a folder met: (key, size) pairs by kind, and what was left.
+
+    `texts` and `records` (files of many samples) only count where there are no pictures and no arrays; what is wrong with
+    them is `beside`.
+    """
 
     images: list[tuple[str, int]] = field(default_factory=list)
     arrays: list[tuple[str, int]] = field(default_factory=list)
+    texts: list[tuple[str, int]] = field(default_factory=list)
+    records: list[tuple[str, int]] = field(default_factory=list)
+    beside: list[BadItem] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     bad: list[BadItem] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
@@ -63,9 +74,13 @@ def scan(root: str | os.PathLike[str]) -> Found:
                         _sort_in(found, entry, path, top)
         except OSError as error:
             found.bad.append(BadItem(key_of(folder) or ".", f"this folder cannot be read: {unreadable(error)}"))
-    found.images.sort()
-    found.arrays.sort()
-    if found.others and (found.images or found.arrays):
+    for kind in (found.images, found.arrays, found.texts, found.records):
+        kind.sort()
+    if not found.images and not found.arrays and (found.texts or found.records):
+        found.bad += found.beside
+    else:
+        found.others.update(os.path.splitext(key)[1].lower() for key, _ in (*found.texts, *found.records))
+    if found.others and (found.images or found.arrays or found.texts or found.records):
         n = sum(found.others.values())
         kinds = ", ".join(sorted(ext or "no extension" for ext in found.others)[:8])
         found.notices.append(f"{n} other files were left ({kinds})")
@@ -75,24 +90,31 @@ def scan(root: str | os.PathLike[str]) -> Found:
 def _sort_in(found: Found, entry: os.DirEntry[str], path: str, top: str) -> None:
     dot = entry.name.rfind(".")
     extension = entry.name[dot:].lower() if dot > 0 else ""
-    kind = found.images if extension in EXTENSIONS else found.arrays if extension == ".npy" else None
-    if kind is None:
+    kinds = {".npy": found.arrays, ".txt": found.texts} | dict.fromkeys(RECORD_EXTENSIONS, found.records)
+    kind = found.images if extension in EXTENSIONS else kinds.get(extension)
+    if kind is None or (kind is found.texts and _is_note(path)):
         found.others[extension] += 1
         return
+    bad = found.bad if kind is found.images or kind is found.arrays else found.beside
     key = key_of(path)
     if entry.is_symlink():
         target = os.path.realpath(entry.path)
         if not os.path.exists(target):
-            found.bad.append(BadItem(key, "a link to nothing"))
+            bad.append(BadItem(key, "a link to nothing"))
             return
         if not target.startswith(top + os.sep):
-            found.bad.append(BadItem(key, "a link that leaves the source folder", refused=True))
+            bad.append(BadItem(key, "a link that leaves the source folder", refused=True))
             return
     facts = entry.stat()
     if not stat.S_ISREG(facts.st_mode):
         found.notices.append(f"{key} is no regular file and was left")
         return
     kind.append((key, facts.st_size))
+
+
+def _is_note(path: str) -> bool:
+    """True for texts at the top that describe a collection."""
+    return os.sep not in path and path[:-4].lower() in ("readme", "license", "licence", "notice", "about")
 
 
 def _labels(
@@ -156,6 +178,35 @@ class ImageFolder:
         for key in keys:
             try:
                 yield Sample({"image": read_file(f"{self.root}{os.sep}{path_of(key)}")})
+            except OSError as error:
+                yield BadItem(key, unreadable(error))
+
+
+@dataclass(frozen=True)
+class TextFolder:
+    """One text a .txt file, UTF-8; the payload is the file's bytes.
+
+    `found`: what a walk met already; it does not travel to workers. `class_folders`: whether folders name classes.
+    """
+
+    root: str
+    found: Found | None = field(default=None, compare=False, repr=False)
+    class_folders: bool = True
+
+    def listing(self) -> Listing:
+        found = self.found or scan(self.root)
+        return _listing(found, found.texts, Field("text", "text", "string"), self.class_folders)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"root": self.root, "found": None, "class_folders": self.class_folders}
+
+    def file(self, key: str) -> Path:
+        return Path(self.root, path_of(key))
+
+    def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
+        for key in keys:
+            try:
+                yield Sample({"text": read_file(f"{self.root}{os.sep}{path_of(key)}")})
             except OSError as error:
                 yield BadItem(key, unreadable(error))
 

@@ -77,7 +77,7 @@ def read_labels(path: Path) -> Labels:
             rows = _read_lines(path)
         else:
             raise UsageError(f"labels are read from {', '.join(EXTENSIONS)} and folders of .xml", path=path)
-        return _split_off(path, _from_rows(rows), notices)
+        return _split_off(path, table_of(rows), notices)
     except UnicodeDecodeError as error:
         raise SourceError(f"this is no UTF-8: {error.reason}", path=path, hint="Save it as UTF-8.") from None
     except (pa.ArrowException, OverflowError) as error:
@@ -122,13 +122,13 @@ def _read_text(path: Path, delimiter: str) -> pa.Table:
     )
     file_column = "file" if "file" in header else next((n for n in header if n), None)
     columns = {
-        name: table.column(name) if name == file_column else _typed(table.column(name).combine_chunks())
+        name: table.column(name) if name == file_column else typed(table.column(name).combine_chunks())
         for name in table.column_names
     }
     return pa.table(columns)
 
 
-def _typed(values: pa.Array) -> pa.Array:
+def typed(values: pa.Array) -> pa.Array:
     """Text as whole numbers, numbers or booleans, if every value is one; numbers with leading zeros are codes, so text."""
     missing = pc.is_in(values, pa.array(_NULLS))
     with_nulls = pc.if_else(missing, pa.scalar(None, pa.string()), values)
@@ -161,7 +161,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _from_rows(rows: Iterable[dict[str, Any]]) -> pa.Table:
+def table_of(rows: Iterable[dict[str, Any]]) -> pa.Table:
     """Rows as a table, some at a time, because as Python's objects they are large; what a row lacks is null there."""
     rows = iter(rows)
     tables = []

@@ -110,6 +110,7 @@ class Listing:
         split_of: number of each item's split in `split_names`, int64 (n,), or None.
         parent: number of the item that each row was cut from, from 0 and ascending, int64 (n,), or None.
         block: rows that should stay together because they are stored compressed together.
+        blocks: number of the block that each row is read with, int64 (n,), where these are of many sizes, or None.
         bad: items that are bad already.
         notices: what the user should know: entries left out and why.
         beside: digest of what was read beside the items (labels, masks), "" without any: part of the source's identity.
@@ -124,6 +125,7 @@ class Listing:
     split_of: Ints | None = None
     parent: Ints | None = None
     block: int = 1
+    blocks: Ints | None = None
     bad: tuple[BadItem, ...] = ()
     notices: tuple[str, ...] = ()
     beside: str = ""
@@ -140,6 +142,7 @@ class Listing:
             columns={name: values[rows] for name, values in self.columns.items()},
             arrays={name: values.take(rows) for name, values in self.arrays.items()},
             split_of=None if self.split_of is None else self.split_of[rows],
+            blocks=None if self.blocks is None else self.blocks[rows],
             parent=None if self.parent is None else np.unique(self.parent[rows], return_inverse=True)[1].reshape(-1),
         )
 

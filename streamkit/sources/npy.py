@@ -94,7 +94,11 @@ def open_header(path: str | os.PathLike[str]) -> Header:
 def load(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
     """The whole array, as stored."""
     with open(path, "rb") as file:
-        data = file.read()
+        return parse(file.read())
+
+
+def parse(data: bytes) -> npt.NDArray[Any]:
+    """The array that the bytes of a whole .npy file hold, as stored."""
     header = read_header(data[: HEADER_NBYTES + 128], len(data))
     values = np.frombuffer(data, header.dtype, offset=header.offset)
     return values.reshape(header.shape, order="F" if header.fortran else "C")

@@ -60,6 +60,7 @@ class SplitFolders:
             split_names=tuple(split for split, _, _ in self.parts),
             split_of=np.repeat(np.arange(len(listings)), np.diff(bases)),
             block=max(one.block for one in listings),
+            blocks=_blocks(listings),
             bad=tuple(
                 b._replace(key=f"{f}/{b.key}") for f, one in zip(folders, listings, strict=True) for b in one.bad
             ),
@@ -92,6 +93,18 @@ class _Joined(Sequence[str]):
                 return f"{folder}/{keys[i]}"
             i -= len(keys)
         raise IndexError(i)
+
+
+def _blocks(listings: Sequence[Listing]) -> npt.NDArray[np.int64] | None:
+    """Each row's block, numbered on from folder to folder."""
+    if any(one.blocks is None for one in listings):
+        return None
+    parts, n = [], 0
+    for one in listings:
+        assert one.blocks is not None
+        parts.append(one.blocks + n)
+        n += int(one.blocks.max(initial=-1)) + 1
+    return np.concatenate(parts)
 
 
 def _union(listings: Sequence[Listing]) -> tuple[str, ...] | None:

@@ -1,0 +1,310 @@
+"""Rows of CSV, TSV, JSON Lines and Parquet files: one sample a row, one field a column. Payloads are read a block at a time.
+
+The first pass (survey.py) keeps the columns that the index holds; text, lists and pictures stay where they are until their
+shard is written. Rows of one block lie near each other in the shards, so that a block is read once or twice, not once a row.
+
+>>> import pathlib, tempfile
+>>> path = tempfile.mkdtemp() + "/a.jsonl"
+>>> _ = pathlib.Path(path).write_text('{"text": "good", "label": "pos"}\\n{"text": "", "label": "neg"}\\n')
+>>> source = row_table("", [(path, "a.jsonl")])
+>>> [sample.payloads["text"] for sample in source.samples(["a.jsonl#1", "a.jsonl#0"])]
+[b'', b'good']
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from streamkit.errors import RefusedError, SourceError
+from streamkit.schema import Field, Schema
+from streamkit.sources.fields import Column, array_column, columns_of, flat, free_name, reserved
+from streamkit.sources.labelled import with_columns
+from streamkit.sources.labels import typed
+from streamkit.sources.listing import BadItem, Ints, Listing, Ragged, Sample
+from streamkit.sources.rowfiles import Block, CsvRows, ParquetRows, open_rows
+from streamkit.sources.splits import SPLIT_OF_FOLDER
+from streamkit.sources.survey import Survey, bytes_of, is_binary
+
+_MAX_RATIO = 1032  # of what comes out of a file to its size: what deflate packs at best
+_MAX_BOMB_NBYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A payload field, and the column that holds it."""
+
+    column: str
+    field: Field
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Rows of several files, one behind the other.
+
+    Attributes:
+        paths: of the files.
+        names: what their keys begin with.
+        blocks: of each file, its blocks with their numbers of rows.
+        payloads: what is read of a row.
+        found: the listing; it does not travel to workers.
+    """
+
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    blocks: tuple[tuple[Block, ...], ...]
+    payloads: tuple[Payload, ...]
+    found: Listing | None = field(default=None, compare=False, repr=False)
+
+    def listing(self) -> Listing:
+        assert self.found is not None, "only the process that opened the files lists them"
+        return self.found
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "found": None}
+
+    def file(self, key: str) -> None:
+        return None
+
+    def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
+        starts = [list(itertools.accumulate((b.n_rows for b in blocks), initial=0)) for blocks in self.blocks]
+
+        def place(key: str) -> tuple[int, int, int]:
+            name, _, row = key.rpartition("#")
+            number = self.names.index(name)
+            block = bisect.bisect_right(starts[number], int(row)) - 1
+            return number, block, int(row) - starts[number][block]
+
+        places = map(place, keys)
+        for (file, block), run in itertools.groupby(places, key=lambda p: p[:2]):
+            yield from self._samples(file, self.blocks[file][block], [row for _, _, row in run])
+
+    def _samples(self, number: int, block: Block, rows: Sequence[int]) -> Iterator[Sample | BadItem]:
+        """Samples of rows of one block; those of the shard under way are held, not the block."""
+        if not self.payloads:
+            yield from (Sample({}) for _ in rows)
+            return
+        wanted = sorted(set(rows))
+        held: dict[int, Sample | BadItem] = {}
+        limit = max(_MAX_BOMB_NBYTES, _MAX_RATIO * os.path.getsize(self.paths[number]))
+        at = total = 0
+        columns = {payload.column.split("/")[0] for payload in self.payloads}
+        for piece in open_rows(self.paths[number]).read(block, columns):
+            here = wanted[bisect.bisect_left(wanted, at) : bisect.bisect_left(wanted, at + piece.table.num_rows)]
+            for row, sample in self._taken(piece.table, [row - at for row in here]):
+                held[row + at] = sample
+                if isinstance(sample, Sample):
+                    total += sum(len(memoryview(value).cast("B")) for value in sample.payloads.values() if len(value))
+            if total > limit:
+                raise RefusedError(f"over {limit} bytes come out of one block", path=self.paths[number])
+            at += piece.table.num_rows
+        name = self.names[number]
+        missing = BadItem(name, "has fewer rows now than when it was listed")
+        yield from (held.get(row, missing) for row in rows)
+
+    def _taken(self, table: pa.Table, rows: list[int]) -> Iterator[tuple[int, Sample | BadItem]]:
+        """(row, sample) of some rows of a piece."""
+        if not rows:
+            return
+        table = table.take(pa.array(rows))
+        values: dict[str, Sequence[Any]] = {}
+        binary = [n for n in table.column_names if is_binary(table.schema.field(n).type)]
+        for name in binary:
+            values[name] = [bytes_of(value) for value in table.column(name)]
+        for name, column in flat(table.drop_columns(binary)):
+            wanted = next((p.field for p in self.payloads if p.column == name), None)
+            if wanted is not None:
+                values[name] = _texts(column) if wanted.kind == "text" else _arrays(column, wanted)
+        for i, row in enumerate(rows):
+            payloads: dict[str, Any] = {}
+            for payload in self.payloads:
+                value = values[payload.column][i] if payload.column in values else _nothing(payload.field)
+                if value is None:
+                    yield row, BadItem("", f"{payload.column} is null or only the path of a picture")
+                    break
+                payloads[payload.field.name] = value
+            else:
+                yield row, Sample(payloads)
+
+
+def _nothing(wanted: Field) -> Any:
+    """What a row holds that has no such column: JSON Lines leave out what is null."""
+    if wanted.is_image:
+        return None
+    return b"" if wanted.kind == "text" else np.empty((0, *(int(d or 0) for d in wanted.shape[1:])), wanted.dtype)
+
+
+def _texts(values: pa.Array) -> list[bytes]:
+    if pa.types.is_null(values.type):
+        return [b""] * len(values)
+    return [value or b"" for value in values.cast(pa.large_binary()).to_pylist()]
+
+
+def _arrays(values: pa.Array, wanted: Field) -> Sequence[npt.NDArray[Any]]:
+    if pa.types.is_null(values.type):
+        return [_nothing(wanted)] * len(values)
+    made = array_column(wanted.name, values).values
+    assert isinstance(made, Ragged)
+    if not len(made.values):
+        return [_nothing(wanted)] * len(values)
+    return [made[i].astype(wanted.dtype, copy=False) for i in range(len(made))]
+
+
+# Opening
+
+
+def row_table(root: str, files: Sequence[tuple[str, str]]) -> RowTable:
+    """Read through files of rows once.
+
+    Args:
+        root: of the source, for messages.
+        files: path and key of each, sorted by key.
+
+    Raises:
+        SourceError: no rows, rows that do not go together, or a file that cannot be read.
+        RefusedError: more rows than a file of that size can hold.
+    """
+    walk = _Walk(Survey())
+    for path, name in files:
+        walk.through(path, name)
+    survey = walk.survey
+    if not survey.n_rows:
+        raise SourceError("there are no rows", path=root or files[0][0])
+    payloads: list[Payload] = []
+    fields: list[Field] = []
+    for column, wanted in (*survey.image_columns(), *survey.payloads()):
+        name = free_name(wanted.name, reserved(Schema(tuple(fields))))
+        fields.append(replace(wanted, name=name))
+        payloads.append(Payload(column, fields[-1]))
+    paths, names = zip(*files, strict=True)
+    listing = _listing(walk, fields, paths, names)
+    return RowTable(paths, names, tuple(walk.blocks), tuple(payloads), listing)
+
+
+class _Walk:
+    """The first pass over all files."""
+
+    def __init__(self, survey: Survey) -> None:
+        self.survey = survey
+        self.blocks: list[tuple[Block, ...]] = []
+        self.sizes: list[Ints] = []
+        self.bad: dict[int, str] = {}
+
+    def through(self, path: str, name: str) -> None:
+        rows, own, survey = open_rows(path), [], self.survey
+        for block in rows.blocks():
+            if block.n_rows > _MAX_RATIO * os.path.getsize(path):
+                raise RefusedError(f"{block.n_rows} rows in a file of {os.path.getsize(path)} bytes", path=path)
+            start = survey.n_rows
+            unread = survey.unread if isinstance(rows, ParquetRows) else set()
+            sizes = []
+            for piece in rows.read(block, but=unread):
+                self.bad |= {survey.n_rows + row: reason for row, reason in piece.bad.items()}
+                sizes.append(survey.add(piece.table, path))
+            self.sizes += sizes
+            if isinstance(rows, ParquetRows):  # what was not read, the file says about
+                estimate = sum(rows.row_nbytes(block, one) for one in {*unread, *survey.pictures})
+                for one in sizes:
+                    one += estimate
+            own.append(block._replace(n_rows=survey.n_rows - start))
+        self.blocks.append(tuple(own))
+
+
+def _listing(walk: _Walk, fields: Sequence[Field], paths: Sequence[str], names: Sequence[str]) -> Listing:
+    survey = walk.survey
+    shown = names[0] if len(names) == 1 else f"{len(names)} files"
+    table = survey.columns()
+    if isinstance(open_rows(paths[0]), CsvRows):
+        table = pa.table({n: typed(table.column(n).combine_chunks()) for n in table.column_names})
+    class_names: tuple[str, ...] | None = None
+    if isinstance(open_rows(paths[0]), ParquetRows):
+        table, class_names = _hugging_face(paths[0], table)
+    if not fields and not table.num_columns:
+        left = "; ".join(f"{name} {why}" for name, why in survey.left.items())
+        raise SourceError(f"no column that can be a field ({left or 'there are none'})", path=paths[0])
+    counts = [[block.n_rows for block in blocks] for blocks in walk.blocks]
+    split_names, split_of = _splits(names, [sum(own) for own in counts])
+    listing = Listing(
+        keys=_Keys(tuple(names), tuple(sum(own) for own in counts)),
+        sizes=np.concatenate(walk.sizes) + 8 * table.num_columns,
+        schema=Schema(tuple(fields)),
+        split_names=split_names,
+        split_of=split_of,
+        blocks=np.repeat(np.arange(sum(map(len, counts))), np.concatenate([np.array(own, int) for own in counts])),
+        notices=tuple(f"{shown}: {name} {why}, and was left" for name, why in sorted(survey.left.items())),
+    )
+    if walk.bad:
+        bad = tuple(BadItem(listing.keys[row], reason) for row, reason in walk.bad.items())
+        good = np.setdiff1d(np.arange(len(listing)), list(walk.bad))
+        listing, table = replace(listing.take(good), bad=bad), table.take(pa.array(good))
+    columns, notices = columns_of(table, shown)
+    if class_names is not None:
+        columns = [_named(column, class_names) for column in columns]
+    return with_columns(replace(listing, notices=(*listing.notices, *notices)), columns, shown)
+
+
+@dataclass(frozen=True)
+class _Keys(Sequence[str]):
+    """Keys `name#row` of all files, made when asked for."""
+
+    names: tuple[str, ...]
+    counts: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    def __getitem__(self, i: Any) -> Any:
+        if isinstance(i, slice):
+            return [self[one] for one in range(*i.indices(len(self)))]
+        row = range(len(self))[i]
+        for name, n in zip(self.names, self.counts, strict=True):
+            if row < n:
+                return f"{name}#{row}"
+            row -= n
+        raise IndexError(i)
+
+
+def _splits(names: Sequence[str], counts: Sequence[int]) -> tuple[tuple[str, ...], Ints | None]:
+    """Splits as Hugging Face names their files: `train-00000-of-00002.parquet`, `test.csv`. One split alone is none."""
+    found = []
+    for name in names:
+        word = re.match(r"[a-z]+", os.path.basename(name).lower())
+        found.append(SPLIT_OF_FOLDER.get(word[0] if word else "", ""))
+    if "" in found or len(set(found)) < 2:
+        return (), None
+    splits = tuple(dict.fromkeys(found))
+    return splits, np.repeat([splits.index(split) for split in found], counts)
+
+
+def _hugging_face(path: str, table: pa.Table) -> tuple[pa.Table, tuple[str, ...] | None]:
+    """The table with its class column named `label`, and the classes' names, if Hugging Face's datasets wrote the file."""
+    metadata = ParquetRows(path).file.schema_arrow.metadata or {}
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
+        classes = {n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel" and n in table.column_names}
+        if len(classes) != 1:
+            classes = {"label": classes["label"]}
+        ((name, names),) = classes.items()
+        class_names = tuple(map(str, names))
+    except (KeyError, ValueError, TypeError, AttributeError):  # another program's metadata, or none
+        return table, None
+    if "label" not in table.column_names:
+        table = table.rename_columns(["label" if n == name else n for n in table.column_names])
+    return table, class_names
+
+
+def _named(column: Column, class_names: tuple[str, ...]) -> Column:
+    values = column.values
+    if column.field.kind != "label" or isinstance(values, Ragged) or values.min() < 0 or values.max() >= len(class_names):
+        return column
+    return column._replace(field=replace(column.field, class_names=class_names))
