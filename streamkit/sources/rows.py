@@ -87,7 +87,11 @@ class RowTable:
 
         places = map(place, keys)
         for (file, block), run in itertools.groupby(places, key=lambda p: p[:2]):
-            yield from self._samples(file, self.blocks[file][block], [row for _, _, row in run])
+            rows = [row for _, _, row in run]
+            samples = self._samples(file, self.blocks[file][block], rows)
+            for row, sample in zip(rows, samples, strict=True):
+                bad = isinstance(sample, BadItem)
+                yield sample._replace(key=f"{self.names[file]}#{starts[file][block] + row}") if bad else sample
 
     def _samples(self, number: int, block: Block, rows: Sequence[int]) -> Iterator[Sample | BadItem]:
         """Samples of rows of one block; those of the shard under way are held, not the block."""
@@ -108,8 +112,7 @@ class RowTable:
             if total > limit:
                 raise RefusedError(f"over {limit} bytes come out of one block", path=self.paths[number])
             at += piece.table.num_rows
-        name = self.names[number]
-        missing = BadItem(name, "has fewer rows now than when it was listed")
+        missing = BadItem("", "the file has fewer rows now than when it was listed")
         yield from (held.get(row, missing) for row in rows)
 
     def _taken(self, table: pa.Table, rows: list[int]) -> Iterator[tuple[int, Sample | BadItem]]:

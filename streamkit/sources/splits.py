@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from streamkit.errors import SourceError
 from streamkit.schema import Field, Schema
-from streamkit.sources.listing import BadItem, Listing, Sample, Source
+from streamkit.sources.listing import BadItem, Listing, Ragged, Sample, Source
 
 SPLIT_OF_FOLDER = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -57,6 +57,7 @@ class SplitFolders:
             sizes=np.concatenate([one.sizes for one in listings]),
             schema=merge_schemas([one.schema for one in listings], folders, class_names),
             columns=_columns(listings, folders, class_names),
+            arrays=_arrays(listings, folders),
             split_names=tuple(split for split, _, _ in self.parts),
             split_of=np.repeat(np.arange(len(listings)), np.diff(bases)),
             block=max(one.block for one in listings),
@@ -138,6 +139,22 @@ def _columns(
                 values = np.array([class_names.index(n) for n in own], np.int64)[values]
             parts.append(values)
         out[name] = np.concatenate(parts)
+    return out
+
+
+def _arrays(listings: Sequence[Listing], folders: Sequence[str]) -> dict[str, Ragged]:
+    """Arrays that listings hold, one behind the other. Those of classes must have the same names in all folders."""
+    out = {}
+    for name in listings[0].arrays:
+        for folder, one in zip(folders, listings, strict=True):
+            if name not in one.arrays:
+                raise SourceError(f"{folders[0]} has the field {name!r}, {folder} has not")
+            if one.schema[name].class_names != listings[0].schema[name].class_names:
+                raise SourceError(f"{name!r} has other classes in {folders[0]} than in {folder}")
+        parts = [one.arrays[name] for one in listings]
+        ends = np.cumsum([len(part.values) for part in parts])
+        offsets = [part.offsets[1:] + end - len(part.values) for part, end in zip(parts, ends, strict=True)]
+        out[name] = Ragged(np.concatenate([p.values for p in parts]), np.concatenate([[0], *offsets]))
     return out
 
 
