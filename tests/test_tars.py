@@ -66,7 +66,9 @@ def test_every_member_comes_back(tmp_path: Path, format: str, layout: int) -> No
         assert boxes[key].tolist() == [[i, i + 1]] * (i % 3)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset's
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # webdataset's
 def test_webdataset_writes_it_and_reads_the_same(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     with webdataset.TarWriter(str(tmp_path / "a.tar")) as sink:

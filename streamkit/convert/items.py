@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from streamkit.codecs import image
 from streamkit.convert.encode import target_size
@@ -20,6 +21,7 @@ from streamkit.convert.options import Options
 from streamkit.errors import UsageError
 from streamkit.schema import Schema
 from streamkit.sources import Listing, Source, open_source
+from streamkit.sources.boxes import has_boxes, scaled
 from streamkit.sources.fields import INDEX_COLUMNS, free_name, reserved
 from streamkit.sources.folder import ArrayFolder, Found
 from streamkit.sources.headers import Headers, read_headers
@@ -27,6 +29,7 @@ from streamkit.sources.labelled import Labelled, gives_label
 from streamkit.sources.labels import read_labels
 from streamkit.sources.listing import Ints, key_of
 from streamkit.sources.masks import Masked
+from streamkit.sources.scenes import TiledScenes, has_scenes
 from streamkit.sources.tiles import Tiled
 from streamkit.sources.windows import Windowed
 
@@ -55,11 +58,14 @@ def find_items(src: Path, labels: Path | None, masks: Path | None, options: Opti
         SourceError: labels that cannot be read.
     """
     read = None if labels is None else read_labels(labels)
-    source: Source = _open(src, options, class_folders=read is None or not gives_label(read))
+    opened = _open(src, options, class_folders=read is None or not gives_label(read))
+    source: Source = opened
     if labels is not None:
         source = Labelled(source, str(src), str(labels), options.group_by, read)
     if masks is not None:
         _check_masks(src, masks)
+        if has_scenes(opened):
+            raise UsageError("masks belong to pictures, and these are scenes", path=masks, hint="Convert them apart.")
         source = Masked(source, str(masks))
     if options.window is not None:
         source = Windowed(source, options.window, options.window_stride)
@@ -67,13 +73,18 @@ def find_items(src: Path, labels: Path | None, masks: Path | None, options: Opti
     infos = sizes = None
     if options.window is not None:
         sizes = np.full(len(listing), listing.schema["array"].sample_nbytes)
-    if options.tile is not None or _needs_headers(listing):
+    if options.tile is not None and has_scenes(opened):
+        source = TiledScenes(source, options.tile_size, options.tile_stride)
+        listing, infos, sizes = source.cut(listing)
+    elif options.tile is not None or _needs_headers(listing) or (options.resize is not None and has_boxes(listing)):
         infos = read_headers(source, listing, options.max_pixels) if "image" in listing.schema else []
-    if options.tile is not None:
+    if options.tile is not None and not isinstance(source, TiledScenes):
         source = Tiled(source, options.tile_size, options.tile_stride, options.max_pixels)
         if infos is None or "image" not in listing.schema:
             raise UsageError("tiles are cut from pictures, and there are none", path=src)
         listing, infos, sizes = source.cut(listing, infos)
+    if infos is not None and options.resize is not None and has_boxes(listing):
+        listing = scaled(listing, _factors(infos, options))
     if infos is not None and _needs_headers(listing):
         listing = settle(listing, infos, options)
     return Items(source, listing, infos, sizes)
@@ -84,7 +95,17 @@ def _open(src: Path, options: Options, class_folders: bool) -> Source:
     if options.window is not None and src.is_file() and src.suffix.lower() == ".npy":
         found = Found(arrays=[(key_of(src.name), src.stat().st_size)])
         return ArrayFolder(str(src.parent), found, class_folders=False)
-    return open_source(src, class_folders)
+    return open_source(src, class_folders, options.tile_size if options.tile is not None else None)
+
+
+def _factors(infos: Headers, options: Options) -> npt.NDArray[np.float64]:
+    """How many times as (high, wide) --resize makes each picture, float64 (n, 2)."""
+    out = np.ones((len(infos), 2))
+    for i, info in enumerate(infos):
+        if isinstance(info, image.Info):
+            height, width = target_size(info.height, info.width, options)
+            out[i] = height / info.height, width / info.width
+    return out
 
 
 def _check_masks(src: Path, masks: Path) -> None:

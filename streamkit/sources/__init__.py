@@ -7,6 +7,7 @@ tars.py     samples of WebDataset tars
 scenes.py   TIFF files of any bands and depth, as arrays (tiff.py reads their windows)
 splits.py   split folders (train, val, ...), each a source of its own
 labelled.py a source with a label file beside it (labels.py, annotations.py, fields.py read it)
+boxes.py    what becomes of boxes when their pictures are cut or scaled
 masks.py    a source with a folder of masks beside it
 tiles.py    a source of pictures cut into tiles; windows.py: one of arrays cut along axis 0
 
@@ -25,6 +26,8 @@ from streamkit.sources.folder import ArrayFolder, Found, ImageFolder, TextFolder
 from streamkit.sources.listing import BadItem, Listing, Sample, Source, key_of, path_of
 from streamkit.sources.rowfiles import EXTENSIONS as ROW_EXTENSIONS
 from streamkit.sources.rows import row_table
+from streamkit.sources.scenes import EXTENSIONS as SCENE_EXTENSIONS
+from streamkit.sources.scenes import scene_folder
 from streamkit.sources.splits import SplitFolders, split_folders
 from streamkit.sources.table import TABLE_EXTENSIONS, Table, folder_table
 from streamkit.sources.tars import tar_source
@@ -33,8 +36,15 @@ from streamkit.storage import os_error
 __all__ = ["BadItem", "Listing", "Sample", "Source", "open_source"]
 
 
-def open_source(path: str | os.PathLike[str], class_folders: bool = True) -> Source:
-    """The source at `path`. `class_folders`: whether its folders name classes.
+def open_source(
+    path: str | os.PathLike[str], class_folders: bool = True, tile: tuple[int, int] | None = None
+) -> Source:
+    """The source at `path`.
+
+    Args:
+        path: a folder or a file.
+        class_folders: whether its folders name classes.
+        tile: (height, width) of tiles that are to be cut, which scenes read one by one.
 
     Raises:
         UsageError: the path does not exist, or is a file of a kind that is no source.
@@ -45,7 +55,7 @@ def open_source(path: str | os.PathLike[str], class_folders: bool = True) -> Sou
         raise UsageError("this source does not exist", path=root, hint="Give a folder of images or arrays, or a file.")
     if root.is_file():
         try:
-            return _file_source(root)
+            return _file_source(root, tile)
         except OSError as error:
             raise os_error(error, error.filename or root) from error
     if not root.is_dir():
@@ -53,14 +63,14 @@ def open_source(path: str | os.PathLike[str], class_folders: bool = True) -> Sou
     try:
         splits = split_folders(root)
         if splits:
-            parts = ((name, folder, _folder_source(root / folder, class_folders)) for name, folder in splits)
+            parts = ((name, folder, _folder_source(root / folder, class_folders, tile)) for name, folder in splits)
             return SplitFolders(tuple(parts))
-        return _folder_source(root, class_folders)
+        return _folder_source(root, class_folders, tile)
     except OSError as error:
         raise os_error(error, error.filename or root) from error
 
 
-def _file_source(path: Path) -> Source:
+def _file_source(path: Path, tile: tuple[int, int] | None) -> Source:
     suffix = path.suffix.lower()
     if suffix in TABLE_EXTENSIONS:
         return Table((str(path),))
@@ -69,11 +79,14 @@ def _file_source(path: Path) -> Source:
         return row_table(str(path), files)
     if suffix in (".tar", ".tgz") or path.name.lower().endswith((".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return tar_source(str(path), files)
-    known = ", ".join((*TABLE_EXTENSIONS, *ROW_EXTENSIONS, ".tar"))
+    if suffix in SCENE_EXTENSIONS:
+        found = Found(images=[(key_of(path.name), path.stat().st_size)])
+        return scene_folder(str(path.parent), found, False, tile) or ImageFolder(str(path.parent), found, False)
+    known = ", ".join((*TABLE_EXTENSIONS, *ROW_EXTENSIONS, ".tar", *SCENE_EXTENSIONS))
     raise UsageError(f"this is no file of samples (known: {known})", path=path, hint="Give the folder instead.")
 
 
-def _folder_source(root: Path, class_folders: bool) -> Source:
+def _folder_source(root: Path, class_folders: bool, tile: tuple[int, int] | None) -> Source:
     table = folder_table(root)
     if table is not None:
         return table
@@ -84,6 +97,9 @@ def _folder_source(root: Path, class_folders: bool) -> Source:
         )
     if found.n_arrays:
         return ArrayFolder(str(root), found, class_folders)
+    scenes = scene_folder(str(root), found, class_folders, tile)
+    if scenes is not None:
+        return scenes
     if found.n_images or (found.bad and not found.texts and not found.records):
         return ImageFolder(str(root), found, class_folders)
     if found.texts:

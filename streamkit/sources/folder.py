@@ -135,7 +135,8 @@ def _labels(
     return items, np.fromiter((number[f] for f in folders), np.int64, len(folders)), tuple(names)
 
 
-def _listing(found: Found, items: Sequence[tuple[str, int]], payload: Field, class_folders: bool) -> Listing:
+def folder_listing(found: Found, items: Sequence[tuple[str, int]], payload: Field, class_folders: bool) -> Listing:
+    """The listing of files that hold one payload each, with their folders as labels."""
     bad = list(found.bad)
     items, labels, names = _labels(items, bad) if class_folders else (items, None, ())
     fields = [payload]
@@ -164,7 +165,7 @@ class ImageFolder:
 
     def listing(self) -> Listing:
         found = self.found or scan(self.root)
-        return _listing(
+        return folder_listing(
             found, found.images, Field("image", "image", "uint8", (None, None, None), "mixed"), self.class_folders
         )
 
@@ -195,7 +196,7 @@ class TextFolder:
 
     def listing(self) -> Listing:
         found = self.found or scan(self.root)
-        return _listing(found, found.texts, Field("text", "text", "string"), self.class_folders)
+        return folder_listing(found, found.texts, Field("text", "text", "string"), self.class_folders)
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "found": None, "class_folders": self.class_folders}
@@ -268,12 +269,12 @@ class ArrayFolder:
                     reason = f"is {header.dtype} {header.shape}, but {good[0][0]} is {first.dtype} {first.shape}"
                     found.bad.append(BadItem(key, reason))
         if not headers:
-            return _listing(found, [], Field("array", "array", "uint8", ()), self.class_folders)
+            return folder_listing(found, [], Field("array", "array", "uint8", ()), self.class_folders)
         shapes = np.array([h.shape for h in headers], np.int64).reshape(len(headers), -1)
         same = (shapes == shapes[0]).all(axis=0)
         shape = tuple(int(d) if s else None for d, s in zip(shapes[0], same, strict=True))
         payload = Field("array", "array", headers[0].dtype.newbyteorder("=").name, shape)
-        return _listing(found, good, payload, self.class_folders)
+        return folder_listing(found, good, payload, self.class_folders)
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "found": None, "class_folders": self.class_folders}

@@ -294,7 +294,9 @@ def _hugging_face(path: str, table: pa.Table) -> tuple[pa.Table, tuple[str, ...]
     metadata = ParquetRows(path).file.schema_arrow.metadata or {}
     try:
         features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        classes = {n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel" and n in table.column_names}
+        classes = {
+            n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel" and n in table.column_names
+        }
         if len(classes) != 1:
             classes = {"label": classes["label"]}
         ((name, names),) = classes.items()
@@ -308,6 +310,11 @@ def _hugging_face(path: str, table: pa.Table) -> tuple[pa.Table, tuple[str, ...]
 
 def _named(column: Column, class_names: tuple[str, ...]) -> Column:
     values = column.values
-    if column.field.kind != "label" or isinstance(values, Ragged) or values.min() < 0 or values.max() >= len(class_names):
+    if (
+        column.field.kind != "label"
+        or isinstance(values, Ragged)
+        or values.min() < 0
+        or values.max() >= len(class_names)
+    ):
         return column
     return column._replace(field=replace(column.field, class_names=class_names))

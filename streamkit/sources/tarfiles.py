@@ -23,7 +23,14 @@ from streamkit.errors import SourceError
 _BLOCK = 512
 _MAX_NAME_NBYTES = 64 << 10
 MAX_MEMBER_NBYTES = 1 << 30
-_KINDS = {b"1": "a hard link", b"2": "a link", b"3": "a device", b"4": "a device", b"6": "a pipe", b"S": "a sparse file"}
+_KINDS = {
+    b"1": "a hard link",
+    b"2": "a link",
+    b"3": "a device",
+    b"4": "a device",
+    b"6": "a pipe",
+    b"S": "a sparse file",
+}
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 

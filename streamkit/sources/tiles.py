@@ -18,7 +18,7 @@ import blake3
 import numpy as np
 
 from streamkit.codecs import image
-from streamkit.errors import UsageError
+from streamkit.sources import boxes
 from streamkit.sources.cuts import as_bad, by_parent, cut_listing, origin_of, parents_of, starts, whole_of
 from streamkit.sources.headers import Headers, read_headers
 from streamkit.sources.listing import BadItem, Ints, Listing, Picture, Sample, Source
@@ -51,11 +51,6 @@ class Tiled:
 
         Where tiles overlap, these shares are more than the picture; the listing's sizes sum up to it.
         """
-        boxes = [field.name for field in found.schema if field.name.startswith("objects/")]
-        if boxes:
-            raise UsageError(
-                f"tiles do not cut {boxes[0]}: objects lie in several", hint="Leave --tile or --labels out."
-            )
         listing = cut_listing(found, [self._origins(info) for info in infos], COLUMNS)
         whole = [(info, n) for info, n in zip(infos, found.sizes.tolist(), strict=True) if isinstance(info, image.Info)]
         tiles, sizes = [], []
@@ -63,7 +58,7 @@ class Tiled:
             height, width = min(self.size[0], info.height), min(self.size[1], info.width)
             tiles.append(image.Info(info.format, width, height, info.channels, 1))
             sizes.append(nbytes * height * width // (info.height * info.width))
-        return listing, tiles, np.array(sizes, np.int64)
+        return boxes.in_tiles(listing, tiles), tiles, np.array(sizes, np.int64)
 
     def _origins(self, info: image.Info | BadItem) -> Ints | BadItem:
         if isinstance(info, BadItem):
