@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -367,7 +368,7 @@ def test_tensorflow_and_h5py_read_texts(tmp_path: Path) -> None:
     convert(source, tmp_path / "h5", "hdf5")
     with h5py.File(tmp_path / "h5" / "train.h5") as file:
         offsets, data = file["text_offsets"][:], bytes(file["text"][:])
-    texts = [data[a:b].decode() for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+    texts = [data[a:b].decode() for a, b in itertools.pairwise(offsets.tolist())]
     assert sorted(texts) == sorted(row["text"] for row in rows)
     tf = pytest.importorskip("tensorflow")
     tfds = pytest.importorskip("tensorflow_datasets")

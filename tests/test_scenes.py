@@ -193,14 +193,14 @@ def peak():
     line = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 work = Path(sys.argv[1])
-def make(path, height, width, bands=1):
+def make(path, height, width):
     def parts():
         for y in range(0, height, 512):
             for x in range(0, width, 512):
-                yield np.full((512, 512, bands), (y // 512 * 31 + x // 512) % 60000, np.uint16)
+                yield np.full((512, 512), (y // 512 * 31 + x // 512) % 60000, np.uint16)
     path.parent.mkdir()
-    tifffile.imwrite(path, parts(), shape=(height, width, bands), dtype="uint16", photometric="minisblack",
-                     planarconfig="contig", tile=(512, 512), compression="zlib", compressionargs={"level": 1})
+    tifffile.imwrite(path, parts(), shape=(height, width), dtype="uint16", photometric="minisblack",
+                     tile=(512, 512), compression="zlib", compressionargs={"level": 1})
 make(work / "small" / "a.tif", 1024, 1024)
 make(work / "large" / "a.tif", 12288, 11264)
 for name in ("small", "large"):

@@ -167,14 +167,13 @@ def test_hostile_members_are_refused(tmp_path: Path, case: str) -> None:
     path = tar(tmp_path / "a.tar", samples(range(3)))
     with tarfile.open(path, "a") as file:
         file.addfile(info)
-    before = sorted(tmp_path.parent.rglob("*"))
     with pytest.raises(SourceError) as caught:
         convert(path, tmp_path / "out", on_bad="fail")
     ((_, reason),) = caught.value.bad
     assert said in reason
     convert(path, tmp_path / "out2", on_bad="skip")
     assert len(payloads(tmp_path / "out2")) == 3
-    assert {p for p in tmp_path.parent.rglob("evil*")} == set() and before
+    assert not list(tmp_path.parent.rglob("evil*"))
 
 
 def lie(path: Path, size: int) -> Path:

@@ -22,9 +22,8 @@ import numpy as np
 from streamkit.codecs.image import EXTENSIONS
 from streamkit.schema import Field, Schema
 from streamkit.sources import npy
-from streamkit.sources.rowfiles import EXTENSIONS as ROW_EXTENSIONS
 from streamkit.sources.listing import BadItem, Ints, Listing, Sample, key_of, path_of
-
+from streamkit.sources.rowfiles import EXTENSIONS as ROW_EXTENSIONS
 
 RECORD_EXTENSIONS = (".tar", *ROW_EXTENSIONS)
 
