@@ -219,4 +219,4 @@ def test_a_scene_far_over_the_limit_takes_little_memory(tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     small, large, n_tiles = map(float, run.stdout.split())
     assert n_tiles == 24 * 22
-    assert large - small < 190, run.stdout
+    assert large - small < 80, run.stdout

@@ -109,5 +109,3 @@ def _remarks(schema: Schema, options: Options, listing: Listing) -> Iterator[str
                 yield f"{field.name} is not compressed: arrays of many shapes lie flat in HDF5; TFRecord compresses them"
     if options.reencodes and not any(field.is_image for field in schema):
         yield "--encode and --resize act on pictures, and there are none"
-    if options.resize is not None and any(field.name.startswith("objects/") for field in schema):
-        yield "objects/... stay in pixels of the pictures as they were before --resize"

@@ -2,7 +2,7 @@
 
 folder.py   images, .npy files or texts, one a sample; class folders are labels
 table.py    rows of one .npy, .npz or .h5 file, or of x.npy + y.npy in a folder
-rows.py     rows of CSV, TSV, JSON Lines and Parquet files (rowfiles.py reads them, survey.py says what the columns are)
+rows.py     rows of CSV, TSV, JSON Lines and Parquet files (rowfiles.py reads them, rowkinds.py says what the columns are)
 tars.py     samples of WebDataset tars
 scenes.py   TIFF files of any bands and depth, as arrays (tiff.py reads their windows)
 splits.py   split folders (train, val, ...), each a source of its own

@@ -1,6 +1,6 @@
 """Rows of CSV, TSV, JSON Lines and Parquet files: one sample a row, one field a column. Payloads are read a block at a time.
 
-The first pass (survey.py) keeps the columns that the index holds; text, lists and pictures stay where they are until their
+The first pass (rowkinds.py) keeps the columns that the index holds; text, lists and pictures stay where they are until their
 shard is written. Rows of one block lie near each other in the shards, so that a block is read once or twice, not once a row.
 
 >>> import pathlib, tempfile
@@ -34,7 +34,7 @@ from streamkit.sources.labels import typed
 from streamkit.sources.listing import BadItem, Ints, Listing, Ragged, Sample
 from streamkit.sources.rowfiles import Block, CsvRows, ParquetRows, open_rows
 from streamkit.sources.splits import SPLIT_OF_FOLDER
-from streamkit.sources.survey import Survey, bytes_of, is_binary
+from streamkit.sources.rowkinds import RowKinds, bytes_of, is_binary
 
 _MAX_RATIO = 1032  # of what comes out of a file to its size: what deflate packs at best
 _MAX_BOMB_NBYTES = 64 << 20
@@ -177,15 +177,15 @@ def row_table(root: str, files: Sequence[tuple[str, str]]) -> RowTable:
         SourceError: no rows, rows that do not go together, or a file that cannot be read.
         RefusedError: more rows than a file of that size can hold.
     """
-    walk = _Walk(Survey())
+    walk = _Walk(RowKinds())
     for path, name in files:
         walk.through(path, name)
-    survey = walk.survey
-    if not survey.n_rows:
+    kinds = walk.kinds
+    if not kinds.n_rows:
         raise SourceError("there are no rows", path=root or files[0][0])
     payloads: list[Payload] = []
     fields: list[Field] = []
-    for column, wanted in (*survey.image_columns(), *survey.payloads()):
+    for column, wanted in (*kinds.image_columns(), *kinds.payloads()):
         name = free_name(wanted.name, reserved(Schema(tuple(fields))))
         fields.append(replace(wanted, name=name))
         payloads.append(Payload(column, fields[-1]))
@@ -197,43 +197,43 @@ def row_table(root: str, files: Sequence[tuple[str, str]]) -> RowTable:
 class _Walk:
     """The first pass over all files."""
 
-    def __init__(self, survey: Survey) -> None:
-        self.survey = survey
+    def __init__(self, kinds: RowKinds) -> None:
+        self.kinds = kinds
         self.blocks: list[tuple[Block, ...]] = []
         self.sizes: list[Ints] = []
         self.bad: dict[int, str] = {}
 
     def through(self, path: str, name: str) -> None:
-        rows, own, survey = open_rows(path), [], self.survey
+        rows, own, kinds = open_rows(path), [], self.kinds
         for block in rows.blocks():
             if block.n_rows > _MAX_RATIO * os.path.getsize(path):
                 raise RefusedError(f"{block.n_rows} rows in a file of {os.path.getsize(path)} bytes", path=path)
-            start = survey.n_rows
-            unread = survey.unread if isinstance(rows, ParquetRows) else set()
+            start = kinds.n_rows
+            unread = kinds.unread if isinstance(rows, ParquetRows) else set()
             sizes = []
             for piece in rows.read(block, but=unread):
-                self.bad |= {survey.n_rows + row: reason for row, reason in piece.bad.items()}
-                sizes.append(survey.add(piece.table, path))
+                self.bad |= {kinds.n_rows + row: reason for row, reason in piece.bad.items()}
+                sizes.append(kinds.add(piece.table, path))
             self.sizes += sizes
             if isinstance(rows, ParquetRows):  # what was not read, the file says about
-                estimate = sum(rows.row_nbytes(block, one) for one in {*unread, *survey.pictures})
+                estimate = sum(rows.row_nbytes(block, one) for one in {*unread, *kinds.pictures})
                 for one in sizes:
                     one += estimate
-            own.append(block._replace(n_rows=survey.n_rows - start))
+            own.append(block._replace(n_rows=kinds.n_rows - start))
         self.blocks.append(tuple(own))
 
 
 def _listing(walk: _Walk, fields: Sequence[Field], paths: Sequence[str], names: Sequence[str]) -> Listing:
-    survey = walk.survey
+    kinds = walk.kinds
     shown = names[0] if len(names) == 1 else f"{len(names)} files"
-    table = survey.columns()
+    table = kinds.columns()
     if isinstance(open_rows(paths[0]), CsvRows):
         table = pa.table({n: typed(table.column(n).combine_chunks()) for n in table.column_names})
     class_names: tuple[str, ...] | None = None
     if isinstance(open_rows(paths[0]), ParquetRows):
         table, class_names = _hugging_face(paths[0], table)
     if not fields and not table.num_columns:
-        left = "; ".join(f"{name} {why}" for name, why in survey.left.items())
+        left = "; ".join(f"{name} {why}" for name, why in kinds.left.items())
         raise SourceError(f"no column that can be a field ({left or 'there are none'})", path=paths[0])
     counts = [[block.n_rows for block in blocks] for blocks in walk.blocks]
     split_names, split_of = _splits(names, [sum(own) for own in counts])
@@ -244,7 +244,7 @@ def _listing(walk: _Walk, fields: Sequence[Field], paths: Sequence[str], names: 
         split_names=split_names,
         split_of=split_of,
         blocks=np.repeat(np.arange(sum(map(len, counts))), np.concatenate([np.array(own, int) for own in counts])),
-        notices=tuple(f"{shown}: {name} {why}, and was left" for name, why in sorted(survey.left.items())),
+        notices=tuple(f"{shown}: {name} {why}, and was left" for name, why in sorted(kinds.left.items())),
     )
     if walk.bad:
         bad = tuple(BadItem(listing.keys[row], reason) for row, reason in walk.bad.items())

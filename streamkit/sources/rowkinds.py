@@ -7,9 +7,9 @@ list of numbers, of any depth          payload array; its first axis varies unle
 {bytes, path} or bytes of a picture    payload `image`; of a second one named like a mask, `mask`
 =====================================  =======================================================================
 
->>> survey = Survey()
->>> _ = survey.add(pa.table({"text": ["a", "bcd"], "ids": [[1, 2], [3]], "y": [0, 1]}), "a.jsonl")
->>> [(name, field.kind, field.shape) for name, field in survey.payloads()], survey.columns().column_names
+>>> kinds = RowKinds()
+>>> _ = kinds.add(pa.table({"text": ["a", "bcd"], "ids": [[1, 2], [3]], "y": [0, 1]}), "a.jsonl")
+>>> [(name, field.kind, field.shape) for name, field in kinds.payloads()], kinds.columns().column_names
 ([('ids', 'array', (None,)), ('text', 'text', ())], ['y'])
 """
 
@@ -33,7 +33,7 @@ IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "png")
 MASK_NAMES = ("mask", "annotation", "segmentation", "label", "label_mask")
 
 
-class Survey:
+class RowKinds:
     """What is known of the columns so far. Add every piece of every file, in the order of rows."""
 
     def __init__(self) -> None:
