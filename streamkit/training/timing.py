@@ -4,7 +4,7 @@
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
     >>> _ = model.fit(np.zeros((8, 2)), np.zeros((8, 1)), verbose=0, callbacks=[EpochReport()])  # doctest: +ELLIPSIS
-    epoch 1/1 loss: 0.0000 images/s: ... data_wait: ...%
+    epoch 1/1 loss: 0.0000 images/s: ... data_wait: ...% step: ...ms
 
 Pass `verbose=0`, or Keras' own progress bar is printed between the lines.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import keras
 
 _METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")
+_MEMORY = ("host_mb", "device_mb")
 
 
 class EpochReport(keras.callbacks.Callback):
@@ -31,13 +32,17 @@ class EpochReport(keras.callbacks.Callback):
 
     Validation counts in neither number; the first epoch's include tracing and compiling the step.
 
+    What callbacks before this one in the list put into the logs as `host_mb` and `device_mb` is printed too.
+
     Attributes:
         images_per_second: of the last epoch.
         data_wait: of the last epoch, 0 to 1.
+        step_s: mean time of a batch in the last epoch, waiting included [s].
     """
 
     images_per_second = 0.0
     data_wait = 0.0
+    step_s = 0.0
 
     def on_train_begin(self, logs: Any = None) -> None:
         # Asking for self.model in the middle of an epoch makes JAX write its state back to the model.
@@ -48,7 +53,7 @@ class EpochReport(keras.callbacks.Callback):
         self.model.train_function = self._step
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._n_images, self._waited = 0, 0.0
+        self._n_images, self._n_fetched, self._waited = 0, 0, 0.0
         self._begun = self._ended = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
@@ -73,11 +78,15 @@ class EpochReport(keras.callbacks.Callback):
         return self._step(*state, iter(batches))
 
     def _count(self, batches: list[Any]) -> None:
+        self._n_fetched += len(batches)
         self._n_images += sum(int(keras.tree.flatten(batch)[0].shape[0]) for batch in batches)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         seconds = max(self._ended - self._begun, 1e-9)
         self.images_per_second, self.data_wait = self._n_images / seconds, self._waited / seconds
-        metrics = "".join(f"{name}: {logs[name]:.4f} " for name in _METRICS if name in (logs or {}))
-        cost = f"images/s: {self.images_per_second:.0f} data_wait: {self.data_wait:.1%}"
-        print(f"epoch {epoch + 1}/{self.params['epochs']} {metrics}{cost}", flush=True)
+        self.step_s = seconds / max(1, self._n_fetched)
+        logs = logs or {}
+        metrics = "".join(f"{name}: {logs[name]:.4f} " for name in _METRICS if name in logs)
+        memory = "".join(f" {name.removesuffix('_mb')}: {logs[name]:.0f}MB" for name in _MEMORY if name in logs)
+        cost = f"images/s: {self.images_per_second:.0f} data_wait: {self.data_wait:.1%} step: {self.step_s * 1e3:.1f}ms"
+        print(f"epoch {epoch + 1}/{self.params['epochs']} {metrics}{cost}{memory}", flush=True)
