@@ -156,7 +156,7 @@ class Index:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""
-        return pq.read_table(self.path, columns=None if columns is None else list(columns))
+        return pq.ParquetFile(self.path).read(None if columns is None else list(columns))
 
 
 ADOPT_AGAIN = "If it was moved, name its folder with root= (--root); if it changed, run `streamkit index` again."

@@ -37,7 +37,7 @@ class BadRange(Exception):
         self.i, self.reason = i, reason
 
 
-_ABI = 1  # streamkit_abi() of the source that these calls are written for
+_ABI = 2  # streamkit_abi() of the source that these calls are written for
 
 
 def _load() -> Any:
@@ -53,8 +53,8 @@ def _load() -> Any:
             rest = [pointer, pointer, pointer, number, pointer, pointer, pointer, pointer]
             library.streamkit_read.argtypes = [ctypes.c_int, number, *rest]
             library.streamkit_copy.argtypes = [number, *rest]
-            library.streamkit_sums.restype = None
-            library.streamkit_sums.argtypes = [number, pointer, pointer, pointer, pointer]
+            library.streamkit_pass.restype = number
+            library.streamkit_pass.argtypes = [ctypes.c_int, number, number, pointer, number, *[pointer] * 5]
             library.streamkit_map.restype = pointer
             library.streamkit_map.argtypes = [ctypes.c_int, number]
             library.streamkit_unmap.argtypes = [pointer, number]
@@ -113,30 +113,55 @@ def copy(sources: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.ND
     _call(_library.streamkit_copy, sources, lengths, memory, places, crcs)
 
 
-def sums(memory: Bytes, starts: Ints, lengths: Ints) -> npt.NDArray[np.uint32]:
-    """crc32c of parts of memory.
+class Sums:
+    """crc32c of ranges of a file, found while a pass reads the file block by block.
 
     Args:
-        memory: uint8, contiguous.
-        starts, lengths: of the parts in it [B], int64 (n,).
+        offsets, lengths: of the ranges [B], int64 (n,), ascending and apart; nothing is read beyond the blocks if not.
 
-    Returns:
-        uint32 (n,).
-
-    Raises:
-        ValueError: a part leaves the memory.
+    Attributes:
+        crcs: uint32 (n,), of the first `done` ranges.
+        done: ranges that have come by whole.
     """
-    n = len(starts)
-    if n and (starts.min() < 0 or lengths.min() < 0 or (starts > memory.nbytes - lengths).any()):
-        raise ValueError("a part leaves the memory")
-    if _library is None:
-        view = memoryview(memory)  # type: ignore[arg-type]
-        parts = zip(starts.tolist(), lengths.tolist(), strict=True)
-        return np.fromiter((crc32c(view[at : at + length]) for at, length in parts), np.uint32, n)
-    out = np.empty(n, np.uint32)
-    starts, lengths = np.ascontiguousarray(starts, np.int64), np.ascontiguousarray(lengths, np.int64)
-    _library.streamkit_sums(n, _at(memory), _at(starts), _at(lengths), _at(out))
-    return out
+
+    def __init__(self, offsets: Ints, lengths: Ints) -> None:
+        self.offsets, self.lengths = (np.ascontiguousarray(values, np.int64) for values in (offsets, lengths))
+        self.crcs = np.zeros(len(offsets), np.uint32)
+        self._done = ctypes.c_int64()
+        self._carry = ctypes.c_uint32()  # of the range that goes on in the next block; in C without the last complement
+
+    @property
+    def done(self) -> int:
+        return self._done.value
+
+    def read(self, fd: int, at: int, block: Bytes) -> int:
+        """Read the block that begins at byte `at` of an open file, the one behind the last; the bytes read, 0 at its end.
+
+        Raises:
+            OSError: the system refused.
+        """
+        if _library is None:
+            got = os.preadv(fd, [memoryview(block)], at)  # type: ignore[arg-type]
+            self._sum(memoryview(block)[:got], at)  # type: ignore[arg-type]
+            return got
+        places = (_at(self.offsets), _at(self.lengths), _at(self.crcs))
+        state = (ctypes.byref(self._done), ctypes.byref(self._carry))
+        got = _library.streamkit_pass(fd, at, block.nbytes, _at(block), len(self.crcs), *places, *state)
+        if got < 0:
+            raise OSError(-got, os.strerror(-got))
+        return int(got)
+
+    def _sum(self, block: memoryview, start: int) -> None:
+        stop = start + len(block)
+        for i in range(self.done, len(self.crcs)):
+            begin, end = int(self.offsets[i]), int(self.offsets[i] + self.lengths[i])
+            if begin >= stop and end > stop:
+                return
+            part = block[max(begin, start) - start : max(0, min(end, stop) - start)]
+            self._carry.value = crc32c(part, self._carry.value if begin < start else 0)
+            if end > stop:
+                return
+            self.crcs[i], self._done.value = self._carry.value, i + 1
 
 
 def _call(

@@ -32,6 +32,7 @@
 #define WIDE_MIN 1024       /* bytes from which setting up the wide sum pays */
 #define CACHED_NBYTES 1048576 /* a batch larger than this has left the core's own cache when it is used */
 #define MAX_IOV 512
+#define PIECE_NBYTES 65536  /* read and summed at a time in a pass over a file: what stays next to the core */
 
 /* The instruction takes three cycles but starts one a cycle, so three neighbouring blocks are summed at once; a block's
  * sum is moved past the blocks after it by the linear map "append that many zero bytes", kept as four byte tables. */
@@ -197,7 +198,7 @@ static uint32_t copy_and_sum(char *to, const char *at, size_t n, int past_caches
 /* Raised whenever the arguments of a function here or in gather.c change, with native.py's: a library left over from an
  * older build is then passed over, instead of being called wrongly. */
 int streamkit_abi(void) {
-    return 1;
+    return 2;
 }
 
 /* 1 where this processor has the crc32c instruction. */
@@ -314,11 +315,44 @@ void streamkit_unmap(void *at, int64_t n) {
     munmap(at, (size_t)n);
 }
 
-/* crc32c of each of n parts of memory; part i is lengths[i] bytes from starts[i] on. The caller has checked that they are
- * inside. */
-void streamkit_sums(int64_t n, const char *memory, const int64_t *starts, const int64_t *lengths, uint32_t *sums) {
-    for (int64_t i = 0; i < n; i++)
-        sums[i] = crc32c(memory + starts[i], (size_t)lengths[i]);
+/* Sum what bytes [start, stop) of a file, which lie at `piece`, hold of ascending ranges. *done is the first range whose sum
+ * is not known yet; of one that goes on behind `stop`, *carry is the sum so far. */
+static void sum_ranges(const char *piece, int64_t start, int64_t stop, int64_t n, const int64_t *offsets,
+                       const int64_t *lengths, uint32_t *sums, int64_t *done, uint32_t *carry) {
+    int64_t i = *done;
+    for (; i < n && (offsets[i] < stop || offsets[i] + lengths[i] <= stop); i++) {
+        int64_t from = offsets[i] < start ? start : offsets[i];
+        int64_t end = offsets[i] + lengths[i] < stop ? offsets[i] + lengths[i] : stop;
+        uint64_t sum = offsets[i] < start ? *carry : 0xffffffffu;
+        if (end > from)
+            sum = carry_on(sum, (const unsigned char *)piece + (from - start), (size_t)(end - from));
+        if (offsets[i] + lengths[i] > stop) {
+            *carry = (uint32_t)sum;
+            break;
+        }
+        sums[i] = (uint32_t)sum ^ 0xffffffffu;
+    }
+    *done = i;
+}
+
+/* Go on with a pass over a file: read up to `nbytes` from byte `at` on into `block`, and sum the ranges in them while they
+ * are near. Returns the bytes read, 0 at the file's end, or minus an errno where not one byte could be read. */
+int64_t streamkit_pass(int fd, int64_t at, int64_t nbytes, char *block, int64_t n, const int64_t *offsets,
+                       const int64_t *lengths, uint32_t *sums, int64_t *done, uint32_t *carry) {
+    int64_t read = 0;
+    while (read < nbytes) {
+        int64_t wanted = nbytes - read < PIECE_NBYTES ? nbytes - read : PIECE_NBYTES;
+        ssize_t got = pread(fd, block + read, (size_t)wanted, at + read);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0 && read == 0)
+            return -errno;
+        if (got <= 0)
+            break;
+        sum_ranges(block + read, at + read, at + read + got, n, offsets, lengths, sums, done, carry);
+        read += got;
+    }
+    return read;
 }
 
 /* As streamkit_read, but from memory: range i begins at sources[i], in a mapped file. */

@@ -137,7 +137,7 @@ class Entries:
             return [Problem(self.split.index, f"cannot be read: {error}")]
 
     def _shards_named(self) -> list[Problem]:
-        column = pq.read_table(self.index.path, columns=["shard"], read_dictionary=["shard"]).column("shard")
+        column = pq.ParquetFile(self.index.path, read_dictionary=["shard"]).read(["shard"]).column("shard")
         for shard, start in zip(self.split.shards, self.starts.tolist(), strict=False):
             named = column.slice(start, shard.samples).unique().to_pylist()
             if shard.samples and named != [shard.file]:

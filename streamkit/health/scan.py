@@ -1,8 +1,8 @@
 """One pass over a file: its BLAKE3 digest and the crc32c of every range in it. Each byte is read once.
 
-A block is read, summed range by range and hashed while it lies in the core's own cache. BLAKE3 is the slowest of the three
-(6 GB/s a core, where the page cache gives 8 and crc32c takes 15): with fewer shards than cores, a thread of its own hashes
-a block while the next one is read.
+A block is read and summed range by range, piece by piece, and then hashed while it lies in the core's own cache. BLAKE3 is
+the slowest of the three (6 GB/s a core, where the page cache gives 8 and crc32c takes 15): with fewer shards than cores, a
+thread of its own hashes a block while the next one is read.
 
     >>> import tempfile, pathlib
     >>> file = pathlib.Path(tempfile.mkdtemp()) / "a"
@@ -23,7 +23,6 @@ from typing import Any
 import blake3
 import numpy as np
 import numpy.typing as npt
-from crc32c import crc32c
 
 from streamkit import native
 
@@ -65,11 +64,11 @@ def scan(
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         os.posix_fadvise(fd, 0, nbytes, os.POSIX_FADV_SEQUENTIAL)
-        ranges = _Ranges(offsets, lengths)
+        sums = native.Sums(offsets, lengths)
         if not beside:
-            return _pass(fd, nbytes, ranges, _now, tick)
+            return _pass(fd, nbytes, sums, _now, tick)
         with ThreadPoolExecutor(1, thread_name_prefix="streamkit-hash") as pool:
-            return _pass(fd, nbytes, ranges, pool.submit, tick)
+            return _pass(fd, nbytes, sums, pool.submit, tick)
     finally:
         os.close(fd)
 
@@ -79,7 +78,7 @@ def _now(update: Callable[..., Any], data: Any) -> None:
 
 
 def _pass(
-    fd: int, nbytes: int, ranges: _Ranges, submit: Callable[..., Any], tick: Callable[[int], None] | None
+    fd: int, nbytes: int, sums: native.Sums, submit: Callable[..., Any], tick: Callable[[int], None] | None
 ) -> Scan:
     hasher = blake3.blake3()
     blocks = [np.empty(BLOCK_NBYTES, np.uint8) for _ in range(2)]
@@ -88,13 +87,12 @@ def _pass(
     while at < nbytes:
         block = blocks[0][: min(BLOCK_NBYTES, nbytes - at)]
         try:
-            got = os.preadv(fd, [memoryview(block)], at)  # type: ignore[arg-type]
+            got = sums.read(fd, at, block)
         except OSError as failed:
             error = f"its disk failed at byte {at}: {(failed.strerror or str(failed)).lower()}"
             break
         if got == 0:
             break
-        ranges.take(block[:got], at)
         if hashing is not None:
             hashing.result()
         hashing = submit(hasher.update, block[:got].data)
@@ -104,30 +102,4 @@ def _pass(
             tick(got)
     if hashing is not None:
         hashing.result()
-    return Scan(at, hasher.hexdigest(), ranges.crcs, np.arange(len(ranges.crcs)) < ranges.done, error)
-
-
-class _Ranges:
-    """The sums of ranges as the file's blocks come by; one range at most is under way between two blocks."""
-
-    def __init__(self, offsets: Ints, lengths: Ints) -> None:
-        self.offsets, self.lengths, self.ends = offsets, lengths, offsets + lengths
-        self.crcs = np.zeros(len(offsets), np.uint32)
-        self.done = 0
-        self._carry = 0
-
-    def take(self, block: npt.NDArray[np.uint8], start: int) -> None:
-        """Go on with the block that begins at byte `start` of the file."""
-        view, stop = memoryview(block), start + len(block)  # type: ignore[arg-type]
-        n, i = len(self.offsets), self.done
-        if i < n and self.offsets[i] < start:  # under way
-            self._carry = crc32c(view[: min(int(self.ends[i]), stop) - start], self._carry)
-            if self.ends[i] > stop:
-                return
-            self.crcs[i] = self._carry
-            i += 1
-        whole = int(np.searchsorted(self.ends, stop, side="right"))
-        self.crcs[i:whole] = native.sums(block, self.offsets[i:whole] - start, self.lengths[i:whole])
-        self.done = max(i, whole)
-        if self.done < n and self.offsets[self.done] < stop:
-            self._carry = crc32c(view[int(self.offsets[self.done]) - start :])
+    return Scan(at, hasher.hexdigest(), sums.crcs, np.arange(len(sums.crcs)) < sums.done, error)
