@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.forking import anew_in_children
+
 _ALIGNMENT = 64  # what TensorFlow (EIGEN_MAX_ALIGN_BYTES), JAX and AVX-512 want
 
 
@@ -44,6 +46,11 @@ class Buffers:
 
     def __init__(self, keep: int = 1, keep_nbytes: int = 1 << 30) -> None:
         self.keep, self.keep_nbytes = keep, keep_nbytes
+        self.reset()
+        anew_in_children(self)
+
+    def reset(self) -> None:
+        """Own no buffer."""
         self._lock = threading.Lock()
         self._owned: OrderedDict[int, list[npt.NDArray[np.uint8]]] = OrderedDict()
         self._nbytes = 0

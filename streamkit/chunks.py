@@ -19,7 +19,6 @@ out row by row first would be a second pass over memory that no cache holds.
 from __future__ import annotations
 
 import math
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,6 +31,7 @@ import numpy.typing as npt
 from streamkit import native
 from streamkit.codecs.array import BadArray, decode_chunk
 from streamkit.errors import DamagedError
+from streamkit.forking import anew_in_children
 from streamkit.native import BadRange
 from streamkit.schema import Field
 
@@ -139,13 +139,14 @@ class Slabs:
 
     def __init__(self, reader: Reader, budget_nbytes: int) -> None:
         self.reader, self.budget = reader, budget_nbytes
-        self._reset()
+        self.reset()
+        anew_in_children(self)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Keep no slab: in a forked child, one may be waiting for a thread that is not there."""
         self._lock = threading.Lock()
         self._held: OrderedDict[tuple[str, int], _Slab] = OrderedDict()
         self._nbytes = 0
-        self._pid = os.getpid()
 
     def read(self, field: Field, rows: Ints, out: npt.NDArray[Any]) -> None:
         """Fill `out` (n, ...), contiguous, with the values of these rows."""
@@ -165,8 +166,6 @@ class Slabs:
 
     def _get(self, field: Field, first: int) -> _Slab:
         """The slab whose first chunk is number `first` of the chunk table."""
-        if self._pid != os.getpid():
-            self._reset()
         key = (field.name, first)
         with self._lock:
             slab = self._held.get(key)

@@ -15,7 +15,6 @@ good. That is a rule on the data alone, so a batch is the same on every frontend
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -42,15 +41,12 @@ class Skips:
         self.n_samples, self.max_bad = n_samples, max_bad
         self.bad: dict[int, DamagedError] = {}
         self._over: DamagedError | None = None
-        self._lock = threading.Lock()
 
     def note(self, row: int, error: DamagedError) -> None:
         """Count and log a bad sample, once. Raises DamagedError when there are more than `max_bad` allows."""
-        with self._lock:
-            if row in self.bad:
-                return
-            self.bad[row] = error
-            n = len(self.bad)
+        if self.bad.setdefault(row, error) is not error:  # one step, so that no lock is needed
+            return
+        n = len(self.bad)
         log.warning("skipped %s", error)
         if n > self.max_bad * self.n_samples:
             self._over = DamagedError(
@@ -108,10 +104,3 @@ class Skips:
                 if row is None or row not in chosen:
                     raise
                 self.note(row, error)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"n_samples": self.n_samples, "max_bad": self.max_bad, "bad": self.bad, "_over": self._over}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()

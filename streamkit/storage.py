@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from streamkit import native
 from streamkit.errors import DamagedError, RefusedError, ResourceError, StreamkitError
+from streamkit.forking import anew_in_children
 from streamkit.guard import mend, regular_file
 
 MAX_OPEN = 32  # descriptors held by one Files; a dataset of 10,000 shards must work under `ulimit -n 64`
@@ -45,13 +46,14 @@ class Files:
 
     def __init__(self, root: str | os.PathLike[str], missing: str | None = None) -> None:
         self.root, self.missing = Path(root), missing
-        self._reset()
+        self.reset()
+        anew_in_children(self)
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget all descriptors without closing them: in a forked child they are the parent's."""
         self._lock = threading.Lock()
         self._fds: OrderedDict[str, int] = OrderedDict()
         self._in_use: dict[str, int] = {}
-        self._pid = os.getpid()
 
     def read(
         self,
@@ -77,8 +79,6 @@ class Files:
 
     @contextmanager
     def _lease(self, name: str) -> Iterator[int]:
-        if self._pid != os.getpid():
-            self._reset()
         with self._lock:
             fd = self._fds.pop(name, -1)
             if fd < 0:
@@ -120,16 +120,16 @@ class Files:
                 os.close(self._fds.pop(name))
 
     def __del__(self) -> None:
-        if getattr(self, "_pid", None) == os.getpid():
-            for fd in self._fds.values():
-                os.close(fd)
+        for fd in getattr(self, "_fds", {}).values():
+            os.close(fd)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root, "missing": self.missing}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.root, self.missing = state["root"], state["missing"]
-        self._reset()
+        self.reset()
+        anew_in_children(self)
 
 
 class Maps:

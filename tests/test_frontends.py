@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -214,6 +215,36 @@ def test_tf_goes_on_after_a_resume(made: Path) -> None:
     dataset = loader.as_tf()
     assert [numbers(batch) for batch in dataset] == truth[1][2:]
     assert [numbers(batch) for batch in dataset] == truth[2]
+
+
+def test_tf_refuses_a_rest_of_an_epoch_where_whole_ones_were_promised(made: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    dataset = streamkit.dataset(made / "table", batch_size=4)
+    dataset.loader.resume(dataset.loader.cursor_at(2))
+    with pytest.raises(tf.errors.OpError, match="before as_tf"):
+        next(iter(dataset))
+
+
+def test_tf_datasets_that_are_gone_hold_nothing_open(made: Path) -> None:
+    """A search over many runs opens many; and what was built out of one goes on when its name is gone."""
+    tf = pytest.importorskip("tensorflow")
+
+    def descriptors() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd")) + Path("/proc/self/maps").read_text().count(".tfrecord")
+
+    before = descriptors()
+    for _ in range(5):
+        dataset = streamkit.dataset(made / "table", batch_size=4)
+        n = sum(1 for _ in dataset)
+        del dataset
+    assert descriptors() <= before
+    of_two = tf.data.Dataset.range(2).interleave(lambda i: streamkit.dataset(made / "table", batch_size=4))
+    gc.collect()
+    assert sum(1 for _ in of_two) == 2 * n
+    iterator = iter(streamkit.dataset(made / "table", batch_size=4))
+    gc.collect()
+    assert sum(1 for _ in iterator) == n
 
 
 def test_tf_names_the_damaged_sample(made: Path, tmp_path: Path) -> None:

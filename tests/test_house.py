@@ -22,6 +22,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = {
     "version": 0,
     "errors": 0,
+    "forking": 0,
     "native": 0,
     "guard": 1,
     "units": 1,

@@ -9,12 +9,15 @@ A batch crosses once, as a whole, and without a copy: its buffers are aligned as
 from __future__ import annotations
 
 import itertools
+import pickle
+import weakref
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow as tf
 
+from streamkit.errors import UsageError
 from streamkit.view import Spec
 
 if TYPE_CHECKING:
@@ -32,9 +35,10 @@ def as_tf(loader: Stream) -> tf.data.Dataset:
     """See `Loader.as_tf`."""
     batch: Any = () if loader.batch_size is None else loader.batch_size if loader.drop_remainder else None
     signatures = loader.structure({name: signature(spec, batch) for name, spec in loader.specs.items()})
-    dataset = _iterations(loader, signatures)
     known = not (loader.skips_bad and loader.batch_size is None)  # single samples that are bad are left out
-    if known and not loader.resumed:  # a resumed first iteration is shorter than the others
+    known &= not loader.resumed  # a resumed first iteration is shorter than the others
+    dataset = _dataset(_Iterations(loader, known), signatures)
+    if known:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(loader)))
     options = tf.data.Options()
     # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.
@@ -46,45 +50,69 @@ def as_tf(loader: Stream) -> tf.data.Dataset:
     return dataset
 
 
-def _iterations(loader: Stream, signatures: Any) -> tf.data.Dataset:
-    """A dataset whose every iteration is one of the loader's, closed when TensorFlow drops its own.
+class _Iterations:
+    """The iterations of one dataset, by number.
+
+    TensorFlow keeps what a graph may call for as long as the process lives, and this with it. So once the dataset is gone
+    the loader is packed, with all that it had open; what still iterates, or a graph that was built with the dataset in
+    it, goes on.
+    """
+
+    def __init__(self, loader: Stream, whole: bool) -> None:
+        self._loader: Stream | bytes = loader
+        self._whole = whole
+        self._numbers = itertools.count()
+        self._begun: dict[int, Generator[Any, None, None]] = {}
+
+    def begin(self) -> np.int64:
+        """Begin one; its number. Raises UsageError for a rest of an epoch where whole ones were promised."""
+        if isinstance(self._loader, bytes):
+            self._loader = pickle.loads(self._loader)  # packed by `pack`, never read from anywhere
+        if self._whole and self._loader.resumed:
+            raise UsageError("resume the loader before as_tf(): this dataset has promised whole epochs")
+        number = next(self._numbers)
+        self._begun[number] = iter(self._loader)
+        return np.int64(number)
+
+    def proceed(self, number: np.int64) -> list[Any]:
+        """The next batch, its parts in TensorFlow's order. Its StopIteration ends TensorFlow's iteration, too."""
+        return tf.nest.flatten(next(self._begun[int(number)]))
+
+    def end(self, number: np.int64) -> np.int64:
+        """Close one."""
+        self._begun.pop(int(number)).close()
+        return number
+
+    def pack(self) -> None:
+        """Let go of what the loader holds."""
+        if not isinstance(self._loader, bytes):
+            self._loader = pickle.dumps(self._loader)
+
+
+def _dataset(iterations: _Iterations, signatures: Any) -> tf.data.Dataset:
+    """A dataset whose every iteration is one of these, ended when TensorFlow drops its own.
 
     `Dataset.from_generator` puts the same operation inside a flat_map, and TensorFlow instantiates all of that anew in
     every epoch: 30 ms of CPU time, which short epochs feel.
     """
-    begun: dict[int, Generator[Any, None, None]] = {}
-    numbers = itertools.count()
-
-    def begin() -> np.int64:
-        number = next(numbers)
-        begun[number] = iter(loader)
-        return np.int64(number)
-
-    def proceed(number: np.int64) -> list[Any]:
-        return tf.nest.flatten(next(begun[int(number)]))  # its StopIteration ends TensorFlow's iteration, too
-
-    def end(number: np.int64) -> np.int64:
-        begun.pop(int(number)).close()
-        return number
-
     flat, state = tf.nest.flatten(signatures), tf.TensorSpec((), tf.int64)
     functions = {
-        "init_func": _calling(begin, [], [state]),
-        "next_func": _calling(proceed, [state], flat),
-        "finalize_func": _calling(end, [state], [state]),
+        "init_func": _calling(iterations.begin, [], [state]),
+        "next_func": _calling(iterations.proceed, [state], flat),
+        "finalize_func": _calling(iterations.end, [state], [state]),
     }
-    types, shapes = [spec.dtype for spec in flat], [spec.shape for spec in flat]
     none: list[tf.Tensor] = []  # captured by none of the functions
     made = tf.raw_ops.GeneratorDataset(
         init_func_other_args=none,
         next_func_other_args=none,
         finalize_func_other_args=none,
-        output_types=types,
-        output_shapes=shapes,
+        output_types=[spec.dtype for spec in flat],
+        output_shapes=[spec.shape for spec in flat],
         **functions,
     )
     dataset = tf.data.experimental.from_variant(made, signatures)
     dataset.functions = functions  # TensorFlow forgets a function whose last reference is gone
+    weakref.finalize(dataset, iterations.pack).atexit = False
     return dataset
 
 

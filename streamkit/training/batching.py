@@ -107,7 +107,9 @@ def _search(build: Build, like: Any, update: int, limit: int | None, largest: in
         if (process.exitcode or 0) > 0:
             raise ResourceError(f"the trial for a batch size ended with exit code {process.exitcode}") from None
         if not tried:  # killed at once
-            raise ResourceError("not even one sample a step fits into memory", hint="Make model or samples smaller.") from None
+            raise ResourceError(
+                "not even one sample a step fits into memory", hint="Make model or samples smaller."
+            ) from None
         size, nbytes = tried[-1]
         return Batch(size, update, nbytes, "ran")
     finally:

@@ -207,4 +207,3 @@ def _summary(seen: list[Memory]) -> dict[str, float]:
             break
     busy = [m.utilisation for m in seen if m.utilisation is not None]
     return out | ({"gpu_busy": float(np.mean(busy))} if busy else {})
-

@@ -87,7 +87,9 @@ def compiled_nbytes(model: Any, like: Any, n: int) -> int:
         model.metrics_variables,
     )
     state = tuple([jax.ShapeDtypeStruct(v.shape, v.dtype) for v in group] for group in groups)
-    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), like)
+    batch = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct((n, *a.shape[1:]), jax.dtypes.canonicalize_dtype(a.dtype)), like
+    )
     found = jax.jit(model.train_step, donate_argnums=0).lower(state, batch).compile().memory_analysis()
     # What is donated is counted as an argument and as a result, and lies in one place.
     kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
