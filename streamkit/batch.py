@@ -97,28 +97,20 @@ class BatchMaker:
 
     def make_each(self, rows: Ints, epoch: int = 0) -> list[dict[str, Any]]:
         """The samples of these rows, one dict each, without a batch axis; sizes may differ."""
-        samples = []
-        for row in rows:
-            one = np.array([row])
-            sample: dict[str, Any] = {}
-            for name in self.names:
-                field = self.fields.get(name)
-                if field is not None and field.is_payload and not field.is_image and not field.fixed:
-                    sample[name] = np.require(
-                        self.payloads.decoded(field, one)[0], requirements="W"
-                    )  # the caller's to change
-                elif field is not None and field.is_image:
-                    sample[name] = self.pictures.single(field, one, epoch)
-                else:
-                    sample[name] = self._only(name, one)
-            samples.append(sample)
-        return samples
+        parts = {name: self._each(name, rows, epoch) for name in self.names}
+        return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
-    def _only(self, name: str, one: Ints) -> Any:
-        if name not in self.fields:
-            return self.reader.columns["key"][one[0]] if name == "key" else np.False_
-        field = self.fields[name]
-        return (self._arrays(field, one) if field.is_payload else self._column(field, one))[0]
+    def _each(self, name: str, rows: Ints, epoch: int) -> list[Any]:
+        """One output's value of each row, the caller's to change."""
+        field = self.fields.get(name)
+        if field is None:
+            return [self.reader.columns["key"][row] if name == "key" else np.False_ for row in rows]
+        if field.is_image:
+            return [self.pictures.single(field, np.array([row]), epoch) for row in rows]
+        if field.is_payload and not field.fixed:
+            return [np.require(value, requirements="W") for value in self.payloads.decoded(field, rows)]
+        values = self._arrays(field, rows) if field.is_payload else self._column(field, rows)
+        return list(values.copy() if values.ndim == 1 else map(np.copy, values))
 
     # Columns
 
