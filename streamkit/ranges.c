@@ -283,15 +283,21 @@ int64_t streamkit_read(int fd, int64_t n, const int64_t *offsets, const int64_t 
  * that copy with an error; at any other moment it goes to whoever had it before. */
 static __thread sigjmp_buf *copying;
 static struct sigaction before;
+static volatile sig_atomic_t passed_on;
 
 static void on_bus_error(int signal_number, siginfo_t *info, void *context) {
     (void)info, (void)context;
     if (copying)
         siglongjmp(*copying, 1);
-    sigaction(signal_number, &before, NULL); /* returning repeats the access, which then ends as it would have */
+    /* Returning repeats the access, which then ends as it would have. Who had the signal before may put us back (Python's
+     * faulthandler does, where it came in between): then there is nobody left to ask. */
+    if (passed_on++)
+        signal(signal_number, SIG_DFL);
+    else
+        sigaction(signal_number, &before, NULL);
 }
 
-/* Take SIGBUS, unless it is ours already. */
+/* Take SIGBUS, unless it is ours already: before every copy, since anyone may have taken it in the meantime. */
 void streamkit_guard(void) {
     struct sigaction now;
     sigaction(SIGBUS, NULL, &now);
@@ -302,6 +308,7 @@ void streamkit_guard(void) {
     ours.sa_sigaction = on_bus_error;
     ours.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
     before = now;
+    passed_on = 0;
     sigaction(SIGBUS, &ours, NULL);
 }
 
@@ -363,6 +370,7 @@ int64_t streamkit_copy(int64_t n, char *const *sources, const int64_t *lengths, 
         *reason = NO_ROOM;
         return bad;
     }
+    streamkit_guard();
     sigjmp_buf back;
     volatile int64_t i = 0;
     if (sigsetjmp(back, 0)) {

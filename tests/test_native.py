@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -166,11 +167,34 @@ except native.BadRange as error:
 
 
 @needs_compiler
-def test_a_mapped_file_that_is_cut_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reports", [False, True])
+def test_a_mapped_file_that_is_cut_is_an_error(tmp_path: Path, reports: bool) -> None:
+    """Also where something else took the signal in the meantime."""
     (tmp_path / "data.bin").write_bytes(DATA.tobytes())
-    found = subprocess.run([sys.executable, "-c", _CUT, tmp_path], capture_output=True, text=True, timeout=60)
+    script = _CUT.replace("os.truncate(", "import faulthandler; faulthandler.enable()\nos.truncate(", int(reports))
+    found = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
     assert found.returncode == 0, found.stderr
     assert found.stdout.startswith("caught 0 the file was cut")
+
+
+@needs_compiler
+def test_a_bus_error_of_another_ends_as_it_would_have(tmp_path: Path) -> None:
+    """Reported once, not for ever, where faulthandler came between two of our mappings."""
+    (tmp_path / "data.bin").write_bytes(DATA.tobytes())
+    again = 'faulthandler.enable(); two = Maps(Files(sys.argv[1]), ["data.bin"]); two.read'
+    script = (
+        _CUT.replace("maps.read", f"import faulthandler; {again}", 1)
+        + """
+import mmap
+with open(os.path.join(sys.argv[1], "data.bin"), "r+b") as file:
+    mapped = mmap.mmap(file.fileno(), 0)
+    file.truncate(0)
+mapped[0]
+"""
+    )
+    found = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, timeout=60)
+    assert found.returncode == -signal.SIGBUS
+    assert found.stderr.count("Fatal Python error: Bus error") == 1
 
 
 @needs_compiler
