@@ -200,9 +200,10 @@ class Stream:
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        if epoch < 0:
-            raise UsageError(f"epoch is {epoch}, expected 0 or more")
-        self._next_epoch, self._resume_at = epoch, 0
+        number = whole("epoch", epoch) or 0
+        if number < 0:
+            raise UsageError(f"epoch is {number}, expected 0 or more")
+        self._next_epoch, self._resume_at = number, 0
 
     @property
     def resumed(self) -> bool:

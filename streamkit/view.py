@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from streamkit.codecs.resize import INTERPOLATIONS
 from streamkit.errors import UsageError
 from streamkit.schema import Field, Schema
+from streamkit.units import whole
 
 COLOR_MODES = {"grayscale": 1, "rgb": 3, "rgba": 4}
 LABEL_MODES = ("int", "categorical", "binary", None)
@@ -62,14 +63,15 @@ class View:
         if self.dtype not in ("uint8", "float16", "float32", "float64"):
             raise UsageError(f"dtype is {self.dtype!r}, expected uint8, float16, float32 or float64")
         size = self.image_size
-        pair = isinstance(size, tuple) and len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)
+        pair = isinstance(size, tuple) and len(size) == 2 and all(whole("image_size", s) and s > 0 for s in size)
         if size is not None and not pair:
             raise UsageError(f"image_size is {size!r}, expected (height, width)")
         if self.crop not in (None, "random", "center"):
             raise UsageError(f'crop is {self.crop!r}, expected "random", "center" or None')
         if self.crop is not None and size is None:
             raise UsageError(f"crop={self.crop!r} needs a size to resize to", hint="Pass image_size=(height, width).")
-        if self.pad_to != "batch" and not (isinstance(self.pad_to, int) and self.pad_to > 0):
+        counted = isinstance(self.pad_to, int) and not isinstance(self.pad_to, bool) and self.pad_to > 0
+        if self.pad_to != "batch" and not counted:
             raise UsageError(f'pad_to is {self.pad_to!r}, expected "batch" or a number of rows')
 
     @property

@@ -268,8 +268,17 @@ def test_links(tmp_path: Path) -> None:
     listing = open_source(root).listing()
     assert listing.keys == ["inside.jpg", "real.jpg"]
     bad = {item.key: item for item in listing.bad}
-    assert set(bad) == {"dangling.jpg", "out.jpg", "prefix.jpg", "absolute.jpg", "loop.jpg"}
-    assert {key for key, item in bad.items() if item.refused} == {"out.jpg", "prefix.jpg", "absolute.jpg"}
+    assert set(bad) == {"dangling.jpg", "out.jpg", "prefix.jpg", "absolute.jpg", "loop.jpg", "folder", "up"}
+    leaving = {"out.jpg", "prefix.jpg", "absolute.jpg", "folder", "up"}
+    assert {key for key, item in bad.items() if item.refused} == leaving
+
+
+def test_an_empty_folder_is_no_class_and_named(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a/1.jpg": encoded(picture(8, 8), "JPEG")})
+    (tmp_path / "b").mkdir()
+    listing = open_source(tmp_path).listing()
+    assert listing.schema.label.class_names == ("a",)
+    assert listing.notices == ("empty folders are no classes: b",)
 
 
 def test_a_root_that_is_a_link_itself(tmp_path: Path) -> None:

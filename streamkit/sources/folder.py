@@ -58,14 +58,15 @@ def scan(root: str | os.PathLike[str]) -> Found:
     """Walk a folder. Folders behind links are not followed."""
     found = Found()
     top = os.path.realpath(root)
-    folders = [""]
+    folders, empty = [""], []
     while folders:
         folder = folders.pop()
         try:
             with os.scandir(os.path.join(root, folder)) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
+                seen = [entry for entry in entries if not entry.name.startswith(".")]
+                if not seen and folder:
+                    empty.append(key_of(folder))
+                for entry in seen:
                     path = f"{folder}{os.sep}{entry.name}" if folder else entry.name
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(path)
@@ -75,6 +76,9 @@ def scan(root: str | os.PathLike[str]) -> Found:
             found.bad.append(BadItem(key_of(folder) or ".", f"this folder cannot be read: {unreadable(error)}"))
     for kind in (found.images, found.arrays, found.texts, found.records):
         kind.sort()
+    if empty:
+        shown = ", ".join(sorted(empty)[:8]) + (", ..." if len(empty) > 8 else "")
+        found.notices.append(f"empty folders are no classes: {shown}")
     if not found.images and not found.arrays and (found.texts or found.records):
         found.bad += found.beside
     else:
@@ -87,6 +91,10 @@ def scan(root: str | os.PathLike[str]) -> Found:
 
 
 def _sort_in(found: Found, entry: os.DirEntry[str], path: str, top: str) -> None:
+    if entry.is_symlink() and os.path.isdir(entry.path):
+        leaves = not os.path.realpath(entry.path).startswith(top + os.sep)
+        found.bad.append(BadItem(key_of(path), "a link to a folder, which is not followed", refused=leaves))
+        return
     dot = entry.name.rfind(".")
     extension = entry.name[dot:].lower() if dot > 0 else ""
     kinds = {".npy": found.arrays, ".txt": found.texts} | dict.fromkeys(RECORD_EXTENSIONS, found.records)
