@@ -9,9 +9,15 @@ Importing it imports no framework; TensorFlow, Keras and PyTorch are imported by
 
 from __future__ import annotations
 
+import os
+import resource
 from typing import TYPE_CHECKING, Any
 
 from streamkit.version import __version__
+
+if resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY:
+    # Arrow's usual allocator reserves a gigabyte of data at once, or all that `ulimit -d` leaves.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
 
 if TYPE_CHECKING:
     from streamkit.convert import convert

@@ -58,6 +58,30 @@ def among(cluster: dict[str, Any], kind: str, number: int) -> Place | None:
     return before + number, sum(len(cluster[k]) for k in kinds)
 
 
+def refuse_workers_of_keras(strategy: Any = None) -> None:
+    """Keras' own loops do not work on several workers of tf.distribute, so they are not begun.
+
+    Args:
+        strategy: a model's; None for the one in whose scope this is called.
+
+    Raises:
+        UsageError: it has several workers.
+    """
+    tf = sys.modules.get("tensorflow")
+    if tf is None or not hasattr(tf, "distribute"):
+        return
+    strategy = strategy or tf.distribute.get_strategy()
+    resolver = strategy.cluster_resolver
+    if resolver is None or not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return
+    part = among(resolver.cluster_spec().as_dict(), resolver.task_type or "", resolver.task_id or 0)
+    if part is not None and part[1] > 1:
+        raise UsageError(
+            "model.fit of Keras 3 fails under MultiWorkerMirroredStrategy: it takes the values of replicas for tensors",
+            hint="Write the step yourself, over strategy.distribute_datasets_from_function; or train on JAX or PyTorch.",
+        )
+
+
 def _torch() -> tuple[str, Place | None]:
     found = sys.modules.get("torch.distributed")
     running = found is not None and found.is_available() and found.is_initialized()

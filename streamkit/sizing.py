@@ -2,7 +2,7 @@
 
 >>> small = Sizing(sample_nbytes=3072, batch_size=256, n_batches=200, n_threads=2, budget_nbytes=1 << 30)
 >>> small.n_together, small.depth, small.bound_nbytes >> 20
-(8, 4, 30)
+(8, 4, 32)
 >>> Sizing(1 << 20, 256, 200, 2, 1 << 30).n_together
 1
 """
@@ -24,6 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 _SINGLES = 64  # samples made together when they are delivered one by one
 _PREFETCH = 2  # tasks done ahead beyond those under way
+_HANDED = 3  # batches that are no longer the loader's: the caller's last, and two that a framework holds ahead
 _TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
 _TOGETHER_NBYTES = 8 << 20
 _USUAL_RATIO = {"zlib": 4, "varint": 8}  # on numbers; the index does not say the decoded size of ragged arrays
@@ -38,7 +39,7 @@ class Sizing:
         batch_size: samples a batch; None: single samples.
         n_batches: in an epoch.
         n_threads: that make them; 0: the caller's.
-        budget_nbytes: for everything: half of it for what is made ahead, the rest for what is decoded [B].
+        budget_nbytes: for everything [B].
         scratch_nbytes: that a thread takes besides while it makes a batch: stored bytes, a picture before resizing [B].
         kept_nbytes: decoded chunks kept [B].
         ragged: batches differ in size.
@@ -60,7 +61,8 @@ class Sizing:
             return _SINGLES
         if self.n_threads == 0:
             return 1  # nothing is handed over
-        fitting = _TOGETHER_NBYTES // max(1, self.sample_nbytes * self.batch_size)
+        room = min(_TOGETHER_NBYTES, self._room // (self.n_threads + _PREFETCH + 1))
+        fitting = room // max(1, self.sample_nbytes * self.batch_size)
         return max(1, min(_TOGETHER, fitting, self.n_batches // (4 * max(1, self.n_threads))))
 
     @property
@@ -70,8 +72,8 @@ class Sizing:
 
     @property
     def depth(self) -> int:
-        """Tasks under way or waiting: as many as half of the budget holds beside the one delivered, at least one."""
-        fitting = self.budget_nbytes // 2 // max(1, self.task_nbytes) - 1
+        """Tasks under way or waiting: as many as the budget holds beside the one delivered, at least one."""
+        fitting = self._room // max(1, self.task_nbytes) - 1
         return max(1, min(self.n_threads + _PREFETCH, fitting))
 
     @property
@@ -86,11 +88,18 @@ class Sizing:
 
     @property
     def bound_nbytes(self) -> int:
-        """What all of it takes at most [B]: tasks, the batch that the caller still holds, scratch, chunks, buffers."""
+        """What all of it takes at most [B]: tasks, batches handed over, scratch, chunks, and buffers of other sizes."""
         n_tasks = self.depth + 1 if self.n_threads else 1
-        batches = n_tasks * self.task_nbytes + self.sample_nbytes * (self.batch_size or 1)
-        n_busy = max(1, min(self.n_threads, self.depth))
-        return batches + n_busy * self.scratch_nbytes + self.kept_nbytes + (self.pool_nbytes if self.ragged else 0)
+        return n_tasks * self.task_nbytes + self._besides(max(1, min(self.n_threads, self.depth)))
+
+    @property
+    def _room(self) -> int:
+        """What the budget leaves for tasks [B]."""
+        return max(0, self.budget_nbytes - self._besides(max(1, self.n_threads)))
+
+    def _besides(self, n_busy: int) -> int:
+        handed = _HANDED * self.sample_nbytes * (self.batch_size or 1)
+        return handed + n_busy * self.scratch_nbytes + self.kept_nbytes + (self.pool_nbytes if self.ragged else 0)
 
 
 def scratch_nbytes(

@@ -137,6 +137,12 @@ class Stream:
         """Arrange one value an output as batches are arranged: bare, tuple or dict."""
         return self._maker.structure(dict(values))
 
+    def __repr__(self) -> str:
+        mib = self.memory_bound / (1 << 20)
+        return (
+            f"<{type(self).__name__}: {self.n_samples} samples, {len(self)} batches, at most {mib:.0f} MiB of memory>"
+        )
+
     def __len__(self) -> int:
         """Batches in a whole epoch (samples, with batch_size=None)."""
         return len(self._batches)

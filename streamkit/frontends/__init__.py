@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from streamkit import loader, mixing
 from streamkit.errors import UsageError
+from streamkit.frontends.devices import ahead, is_of_jax, mover
 from streamkit.stream import Stream
 from streamkit.units import size
 
@@ -35,6 +36,13 @@ def _needs(extra: str) -> Iterator[None]:
 
 class _Frontends(Stream):
     """What a stream looks like to each framework."""
+
+    def __iter__(self) -> Generator[Any, None, None]:
+        """One epoch. The k-th iteration begun is epoch k. On a device of JAX, its arrays."""
+        batches = super().__iter__()
+        if self.device is None or not is_of_jax(self.device):
+            return batches
+        return ahead(mover("jax", self.device), batches)
 
     def as_tf(self) -> tf.data.Dataset:
         """A `tf.data.Dataset` of the batches; each iteration is an epoch of its own."""

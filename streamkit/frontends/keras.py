@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from streamkit.errors import UsageError
+from streamkit.frontends.devices import mover
+from streamkit.replicas import refuse_workers_of_keras
 
 if TYPE_CHECKING:
     from streamkit.stream import Stream
@@ -89,7 +91,7 @@ class Batches(keras.utils.PyDataset):
             if self._epochs.begun and self._n_threads and self._n_ahead:
                 self._read_ahead(index)
             epoch = self._epochs.current
-        return self.loader.batch(epoch, index) if made is None else made.result()
+        return self._make(epoch, index) if made is None else made.result()
 
     def _read_ahead(self, index: int) -> None:
         if self._pool is None:
@@ -99,7 +101,11 @@ class Batches(keras.utils.PyDataset):
             self._ahead.pop(stale).cancel()
         for i in following:
             if i not in self._ahead:
-                self._ahead[i] = self._pool.submit(self.loader.batch, self._epochs.current, i)
+                self._ahead[i] = self._pool.submit(self._make, self._epochs.current, i)
+
+    def _make(self, epoch: int, i: int) -> Any:
+        batch = self.loader.batch(epoch, i)
+        return batch if self.loader.device is None else mover(keras.backend.backend(), self.loader.device)(batch)
 
     def _warn_of_shuffling(self, index: int) -> None:
         expected = self._previous + 1
@@ -139,6 +145,7 @@ class Batches(keras.utils.PyDataset):
 
 def as_keras(loader: Stream, **options: Any) -> Batches:
     """See `Loader.as_keras`."""
+    refuse_workers_of_keras()
     if loader.batch_size is None:
         raise UsageError("a Sequence delivers batches", hint="Pass batch_size=.")
     if loader.resumed:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from streamkit.errors import UsageError
+from streamkit.frontends.devices import mover
 from streamkit.view import Spec
 
 if TYPE_CHECKING:
@@ -46,6 +47,9 @@ def as_tf(loader: Stream) -> tf.data.Dataset:
     # TensorFlow rewrites only graphs that it can serialise, which Python cannot be, and would warn of that.
     options.experimental_optimization.apply_default_optimizations = False
     dataset = dataset.prefetch(2).with_options(options)
+    if loader.device is not None:
+        mover("tensorflow", loader.device)  # says what is wrong with it
+        dataset = dataset.apply(tf.data.experimental.prefetch_to_device(loader.device))
     dataset.class_names, dataset.loader = loader.class_names, loader
     return dataset
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch.utils.data
 
+from streamkit.frontends.devices import ahead, mover
+
 if TYPE_CHECKING:
     from streamkit.stream import Stream
 
@@ -37,7 +39,8 @@ class Batches(torch.utils.data.IterableDataset[Any]):
         epoch, start = self.taken.tolist()
         info = torch.utils.data.get_worker_info()
         worker, n_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        for batch in self.loader.stream(epoch, share(len(self.loader), worker, n_workers, start)):
+        loader = self.loader.within(self.loader.memory_budget // n_workers)
+        for batch in loader.stream(epoch, share(len(self.loader), worker, n_workers, start)):
             yield _tensors(batch)
 
 
@@ -50,7 +53,8 @@ class _DataLoader(torch.utils.data.DataLoader[Any]):
     def __iter__(self) -> Any:
         epoch, start = self.dataset.loader.begin_epoch()
         self.dataset.taken[:] = torch.tensor([epoch, start])
-        yield from super().__iter__()
+        device = self.dataset.loader.device
+        yield from super().__iter__() if device is None else ahead(mover("torch", device), super().__iter__())
 
 
 def _tensors(value: Any) -> Any:

@@ -26,6 +26,7 @@ from typing import Any
 import keras
 
 from streamkit.errors import UsageError
+from streamkit.replicas import refuse_workers_of_keras
 from streamkit.training.feeding import Feed
 from streamkit.training.state import FILE_NAME, Arrays, State, build, put_back, random_states
 
@@ -65,9 +66,11 @@ def fit(
 
     Raises:
         UsageError: the run in `run_dir` is one of another dataset, split, seed, batch size, model or backend; says which.
+            Or the model is to train on several workers of tf.distribute, which Keras 3 cannot.
         DamagedError: the saved state is cut or altered.
         ResourceError: it cannot be written.
     """
+    refuse_workers_of_keras(getattr(model, "distribute_strategy", None))
     feed = Feed.of(loader)
     file = Path(run_dir) / FILE_NAME
     file.parent.mkdir(parents=True, exist_ok=True)
