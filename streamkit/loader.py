@@ -269,6 +269,26 @@ class Loader(Stream):
         return self.manifest.schema
 
     @property
+    def balanced(self) -> bool:
+        """True when classes have shares."""
+        return isinstance(self.order, Shares)
+
+    @property
+    def turned(self) -> bool:
+        """True when EXIF turns some of the pictures."""
+        return "orientation" in self._reader.index
+
+    @property
+    def shard_paths(self) -> list[str]:
+        """Where the split's shards lie."""
+        return [str(self._reader.files.root / shard.file) for shard in self._reader.split.shards]
+
+    @property
+    def record_nbytes(self) -> int:
+        """Mean size of a record [B]."""
+        return max(1, self._reader.split.nbytes // max(1, self.n_stored))
+
+    @property
     def n_stored(self) -> int:
         """Rows of the split, chosen or not."""
         return self._reader.index.n_rows

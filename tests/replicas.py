@@ -87,7 +87,8 @@ def mirrored(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
             else:
                 fit(model, loader.as_tf(), epochs=2, run_dir=f"{out}-mirrored-{len(devices)}", verbose=0)
             weights.append(
-                [float(v) for w in model.get_weights() for v in w.ravel()] + [int(model.optimizer.iterations)]
+                [float(v) for w in model.get_weights() for v in w.ravel()]
+                + [int(model.optimizer.iterations.value.numpy())]
             )
     moved = streamkit.Loader(out, batch_size=8, seed=1, device="CPU:1")
     on = [[x.device.rpartition("/")[2], [int(v) for v in x[:, 0]]] for x, _ in moved.as_tf()]

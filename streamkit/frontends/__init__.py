@@ -96,17 +96,27 @@ def mix(weights: Mapping[str | os.PathLike[str], float], **options: Any) -> Mixt
     return Mixture([Loader(path, memory_budget=each, **options) for path in weights], list(weights.values()))
 
 
-def dataset(path: str | os.PathLike[str], **options: Any) -> tf.data.Dataset:
+def dataset(path: str | os.PathLike[str], *, engine: str = "python", **options: Any) -> tf.data.Dataset:
     """A dataset as `tf.data.Dataset`: static shapes, known cardinality, prefetched, another order in every epoch.
 
     Args:
         path: the dataset's folder.
+        engine: "graph" reads a converted TFRecord dataset with TensorFlow's operations alone, so that it can be serialised
+            (tf.data service, TPU hosts, tf.train.Checkpoint). It shuffles files and then a buffer of records, half of the memory budget;
+            chooses, crops, flips and skips nothing; and leaves the cardinality unknown.
         **options: as `streamkit.Loader`.
 
     Returns:
         Elements as `Loader` yields them, as tensors; `.class_names` stands on the dataset, as Keras sets it.
     """
-    return Loader(path, **options).as_tf()
+    if engine == "python":
+        return Loader(path, **options).as_tf()
+    if engine != "graph":
+        raise UsageError(f'engine is {engine!r}, expected "python" or "graph"')
+    with _needs("tensorflow"):
+        from streamkit.frontends.graph import as_graph
+
+    return as_graph(Loader(path, **options))
 
 
 _KERAS_OPTIONS = ("workers", "use_multiprocessing", "max_queue_size")
