@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from streamkit.buffers import Buffers
 from streamkit.errors import DamagedError, UsageError
+from streamkit.lengths import padded_to
 from streamkit.payloads import Payloads
 from streamkit.pictures import Pictures
 from streamkit.reader import Reader
@@ -146,14 +147,16 @@ class BatchMaker:
         shape = [int(d or 0) for d in field.shape]
         for column, axis in enumerate(varying):
             shape[axis] = int(sizes[:, column].max(initial=0))
-        if isinstance(self.view.pad_to, int) and varying and varying[0] == 0:
-            if shape[0] > self.view.pad_to:
-                longest = int(np.argmax(sizes[:, 0]))
+        if self.view.pad_to != "batch" and varying and varying[0] == 0:
+            borders = self.view.pad_to if isinstance(self.view.pad_to, tuple) else (int(self.view.pad_to),)
+            border = padded_to(borders, shape[0])
+            if border is None:
+                longest = self.reader.index.key(int(rows[int(np.argmax(sizes[:, 0]))]))
                 raise UsageError(
-                    f"sample {self.reader.index.key(int(rows[longest]))} has {shape[0]} rows, pad_to is {self.view.pad_to}",
+                    f"sample {longest} has {shape[0]} rows, pad_to is {self.view.pad_to}",
                     hint=f"Pass pad_to={shape[0]} or more.",
                 )
-            shape[0] = self.view.pad_to
+            shape[0] = border
         out = self.buffers.empty((len(values), *shape), field.dtype)
         out[:] = 0
         for slot, value in zip(out, values, strict=True):

@@ -25,6 +25,7 @@ from streamkit.buffers import Buffers
 from streamkit.choose import by_class, choose, fingerprint, parse_split
 from streamkit.chunks import slab_nbytes
 from streamkit.errors import UsageError
+from streamkit.lengths import ByLength
 from streamkit.manifest import Manifest
 from streamkit.order import Batches, Order, Rows
 from streamkit.reader import Reader
@@ -76,7 +77,8 @@ class Loader(Stream):
         num_workers: threads; None takes one a core, 0 works in the caller's.
         device: where batches go ahead of use: for as_tf() a device of TensorFlow, for as_torch() of PyTorch, for as_keras()
             of its backend; a device or sharding of JAX makes iterating the loader itself deliver its arrays.
-        pad_to: ragged arrays are padded to the longest of the "batch", or to this many rows.
+        pad_to: ragged arrays are padded to the longest of the "batch", or to this many rows. Several numbers, such as
+            (64, 256): each batch to the smallest that holds it, and samples of like length come together while shuffling.
         on_corrupt: "raise", or "skip": bad samples are left out and logged once each (logger "streamkit"); batches are
             shorter by them, under drop_remainder the next good samples stand in, so that shapes stay static.
         max_bad: share of the samples that may be bad before "skip" raises after all.
@@ -118,7 +120,7 @@ class Loader(Stream):
         memory_budget: int | str | None = None,
         num_workers: int | None = None,
         device: Any = None,
-        pad_to: str | int = "batch",
+        pad_to: str | int | Sequence[int] = "batch",
         on_corrupt: str = "raise",
         max_bad: float = 0.001,
         manifest_digest: str | None = None,
@@ -141,7 +143,7 @@ class Loader(Stream):
             crop=crop,
             flip=flip,
             fields=fields if fields is None or isinstance(fields, str) else tuple(fields),
-            pad_to=pad_to,
+            pad_to=pad_to if isinstance(pad_to, (str, int)) else tuple(pad_to),
         )
         self._budget = DEFAULT_BUDGET if memory_budget is None else size(memory_budget)
         self.path, self.seed, self.shuffle, self.max_bad = Path(path), seed, shuffle, max_bad
@@ -161,6 +163,9 @@ class Loader(Stream):
         order, facts = self._balanced(balance) if balance is not False else self._plain()
         one = 1 if batch_size is None else batch_size
         batches = Batches(order.n, one, drop_remainder, shard, n_shards, pad=not shuffle)
+        if isinstance(self.view.pad_to, tuple) and shuffle:
+            order = ByLength(order, self._lengths(names), batches.global_size, seed)
+            facts["pad_to"] = list(self.view.pad_to)
         skips = Skips(order.n, max_bad)
         super().__init__(
             order,
@@ -213,6 +218,16 @@ class Loader(Stream):
             return None, 1
         return chunk_windows(chunked, self._reader.shard_starts, self._rows(numbers), budget_nbytes)
 
+    def _lengths(self, names: Sequence[str]) -> Ints:
+        """Length of the ragged field that is delivered first, of the chosen samples; stored bytes if the index has no other."""
+        field = next((self.schema[n] for n in names if n in self.schema and self.schema[n].shape[:1] == (None,)), None)
+        if field is None or field.is_image:
+            raise UsageError("pad_to names several lengths, and no field delivered varies in length")
+        shapes = self._reader.columns.get(f"{field.name}.shape")
+        stored = self._reader.columns[f"{field.name}.length"]
+        lengths = stored if shapes is None else shapes[:, 0]
+        return lengths[slice(*self._chosen) if isinstance(self._chosen, tuple) else self._chosen]
+
     def _rows(self, numbers: Ints) -> Ints:
         """Rows of the index that the order's numbers stand for."""
         return numbers + self._chosen[0] if isinstance(self._chosen, tuple) else self._chosen[numbers]
@@ -252,7 +267,9 @@ class Loader(Stream):
 
     @property
     def _window(self) -> tuple[int, int]:
-        parts = self.order.parts if isinstance(self.order, Shares) else (self.order,)
+        if isinstance(order := self.order, ByLength):
+            order = order.order
+        parts = order.parts if isinstance(order, Shares) else (order,)
         windows = [part for part in parts if isinstance(part, Order) and part.bounds is not None]
         if not self.shuffle:
             return 1, 0

@@ -46,6 +46,10 @@ class Mixture(Stream):
     def __init__(self, parts: Sequence[Loader], weights: Sequence[float]) -> None:
         for part in parts[1:]:
             _check_alike(parts[0], part)
+        if isinstance(parts[0].view.pad_to, tuple):
+            raise UsageError(
+                "a mixture cannot bring samples of like length together", hint="Pass one number as pad_to."
+            )
         self.parts = tuple(parts)
         first = parts[0]
         n = sum(part.n_samples for part in parts)

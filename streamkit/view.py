@@ -51,7 +51,7 @@ class View:
     crop: str | None = None
     flip: bool = False
     fields: str | tuple[str, ...] | None = None
-    pad_to: str | int = "batch"
+    pad_to: str | int | tuple[int, ...] = "batch"
 
     def __post_init__(self) -> None:
         if self.color_mode not in COLOR_MODES:
@@ -70,9 +70,9 @@ class View:
             raise UsageError(f'crop is {self.crop!r}, expected "random", "center" or None')
         if self.crop is not None and size is None:
             raise UsageError(f"crop={self.crop!r} needs a size to resize to", hint="Pass image_size=(height, width).")
-        counted = isinstance(self.pad_to, int) and not isinstance(self.pad_to, bool) and self.pad_to > 0
-        if self.pad_to != "batch" and not counted:
-            raise UsageError(f'pad_to is {self.pad_to!r}, expected "batch" or a number of rows')
+        numbers = self.pad_to if isinstance(self.pad_to, tuple) else (self.pad_to,)
+        if self.pad_to != "batch" and not (numbers and all(type(n) is int and n > 0 for n in numbers)):
+            raise UsageError(f'pad_to is {self.pad_to!r}, expected "batch", a number of rows, or several')
 
     @property
     def crops(self) -> bool:

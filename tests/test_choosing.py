@@ -317,3 +317,52 @@ def test_the_report_tells_storage_order_windows_and_balance_from_a_permutation(c
     assert balanced["class_spread"] < 0.2 and balanced["classes_per_batch"] == 8
     mixed = streamkit.mix(dict.fromkeys([class_sorted / "plain", class_sorted / "chunked"], 1), batch_size=64)
     assert abs(mixed.shuffle_report()["rank_correlation"]) < 0.2
+
+
+# Lengths
+
+
+@pytest.mark.parametrize("num_shards", [1, 2])
+def test_samples_of_like_length_come_together_and_are_padded_to_few_sizes(tmp_path: Path, num_shards: int) -> None:
+    sizes = [int(n) for n in np.random.default_rng(0).integers(1, 60, 300)]
+    out = convert(reading.ragged_folder(tmp_path / "in", sizes), tmp_path / "out")
+    options: dict[str, Any] = {"batch_size": 10, "num_shards": num_shards, "seed": 3}
+
+    def new(r: int, pad_to: Any = (16, 32, 64)) -> Loader:
+        return Loader(out, shard_index=r, pad_to=pad_to, **options)
+
+    shards = [new(r) for r in range(num_shards)]
+    epochs = [[list(shard) for shard in shards] for _ in range(2)]
+    for epoch in epochs:
+        padded, real = 0, 0
+        seen: list[int] = []
+        for batches in epoch:
+            for batch in batches:
+                n, longest = batch["array"].shape[1], batch["array_length"].max()
+                assert n == min(b for b in (16, 32, 64) if b >= longest)
+                padded, real = padded + batch["array"].shape[0] * n, real + int(batch["array_length"].sum())
+                seen += batch["array_length"].tolist()
+        assert sorted(seen) == sorted(sizes)
+        least = sum(min(b for b in (16, 32, 64) if b >= size) for size in sizes)
+        assert padded < 1.1 * least and real == sum(sizes)
+    assert not all_same(epochs[0][0], epochs[1][0])
+    by_chance = sum(batch["array"].size // 3 for batch in new(0, "batch"))
+    assert by_chance > 1.6 * sum(int(batch["array_length"].sum()) for batch in new(0, "batch"))
+    resumed = new(0)
+    resumed.resume(new(0).cursor_at(4))
+    assert all_same(list(resumed), epochs[0][0][4:])
+    with pytest.raises(UsageError, match="pad_to"):
+        new(0).resume(new(0, (64,)).cursor_at(1))
+
+
+def test_lengths_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    out = convert(reading.ragged_folder(tmp_path / "in", [3, 9, 4]), tmp_path / "out")
+    with pytest.raises(UsageError, match=r"has 9 rows, pad_to is \(4, 8\)"):
+        list(Loader(out, pad_to=[4, 8]))
+    with pytest.raises(UsageError, match="expected"):
+        Loader(out, pad_to=())
+    with pytest.raises(UsageError, match="mixture"):
+        streamkit.mix({out: 1}, pad_to=(16,))
+    np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    with pytest.raises(UsageError, match="no field delivered varies"):
+        Loader(convert(tmp_path / "x.npy", tmp_path / "x"), pad_to=(4, 8))

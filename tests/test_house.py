@@ -55,7 +55,7 @@ ROOMS = dict.fromkeys(
         *("shuffling", "sizing", "skipping", "stream", "view"),
     ),
     "loader",
-) | {"chunks": "reader", "shares": "order", "commands": "cli", "loose": "reader"}
+) | {"chunks": "reader", "lengths": "order", "shares": "order", "commands": "cli", "loose": "reader"}
 
 # Longer than 300 lines, and known to be.
 LONG = {"manifest.py", "stream.py"}

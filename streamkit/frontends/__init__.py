@@ -102,8 +102,8 @@ def dataset(path: str | os.PathLike[str], *, engine: str = "python", **options: 
     Args:
         path: the dataset's folder.
         engine: "graph" reads a converted TFRecord dataset with TensorFlow's operations alone, so that it can be serialised
-            (tf.data service, TPU hosts, tf.train.Checkpoint). It shuffles files and then a buffer of records, half of the memory budget;
-            chooses, crops, flips and skips nothing; and leaves the cardinality unknown.
+            (tf.data service, TPU hosts, tf.train.Checkpoint). It shuffles a buffer of records, half of the memory
+            budget; chooses, crops, flips and skips nothing; and leaves the cardinality unknown (`n_batches` tells it).
         **options: as `streamkit.Loader`.
 
     Returns:

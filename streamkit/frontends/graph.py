@@ -1,9 +1,10 @@
 """engine="graph": a converted TFRecord dataset through TensorFlow's operations alone. No Python runs in the pipeline.
 
 So it can be serialised: it runs in a worker of the tf.data service and on a TPU's host, and `tf.train.Checkpoint` saves its
-iterator. What that costs: TensorFlow shuffles files and then a buffer of records, not all rows; checks a record's crc32c but
-not the index; decodes JPEG whole before resizing; and tells no cardinality (`n_batches` stands on the dataset), because a part
-of it may run elsewhere. Pixels are those of the Python engine where nothing is resized, and near them otherwise.
+iterator. What that costs: it reads eight files side by side, in an order that hangs on the seed alone, and shuffles a buffer of
+records, not all rows; checks a record's crc32c but not the index; decodes JPEG whole before resizing; and tells no cardinality
+(`n_batches` stands on the dataset), because a part of it may run elsewhere. Pixels are those of the Python engine where nothing
+is resized, and near them otherwise.
 
     >>> import tempfile, streamkit
     >>> out = tempfile.mkdtemp() + "/out"
@@ -18,10 +19,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from streamkit.errors import UsageError
 from streamkit.loader import Loader
+from streamkit.order import permute
 from streamkit.schema import Field
 from streamkit.view import COLOR_MODES
 
@@ -45,10 +48,10 @@ def as_graph(loader: Loader) -> tf.data.Dataset:
     names = [name for name in loader.specs if not (name.endswith("_length") and name not in schema)]
     fields = [schema[name] for name in names]
     n = loader.n_samples // loader.num_shards
-    files = tf.data.Dataset.from_tensor_slices(loader.shard_paths)
-    if loader.shuffle:
-        files = files.shuffle(len(loader.shard_paths), loader.seed, reshuffle_each_iteration=True)
-    records = files.interleave(tf.data.TFRecordDataset, cycle_length=_FILES)
+    paths = loader.shard_paths
+    if loader.shuffle:  # here: after a shuffle in the pipeline, the service's dynamic sharding reads every file twice
+        paths = [paths[i] for i in permute(np.arange(len(paths)), len(paths), (loader.seed, 0)).tolist()]
+    records = tf.data.Dataset.from_tensor_slices(paths).interleave(tf.data.TFRecordDataset, cycle_length=_FILES)
     if loader.num_shards > 1:
         records = records.shard(loader.num_shards, loader.shard_index).take(n)
     if loader.shuffle:
