@@ -8,12 +8,14 @@ Worker w of W makes batches w, w + W, ...; the DataLoader takes them in turn, so
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch.utils.data
 
+from streamkit.errors import ResourceError
 from streamkit.frontends.devices import ahead, mover
 
 if TYPE_CHECKING:
@@ -53,8 +55,29 @@ class _DataLoader(torch.utils.data.DataLoader[Any]):
     def __iter__(self) -> Any:
         epoch, start = self.dataset.loader.begin_epoch()
         self.dataset.taken[:] = torch.tensor([epoch, start])
-        device = self.dataset.loader.device
-        yield from super().__iter__() if device is None else ahead(mover("torch", device), super().__iter__())
+        device, n = self.dataset.loader.device, 0
+        _check_shared_memory(self.dataset.loader, self.num_workers)
+        for batch in super().__iter__() if device is None else ahead(mover("torch", device), super().__iter__()):
+            n += 1
+            yield batch
+        loader = self.dataset.loader
+        exact = not (loader.skips_bad and loader.batch_size is None)  # single samples that are bad are left out
+        if exact and n < len(loader) - start:  # PyTorch itself says nothing
+            raise ResourceError(f"workers handed over {n} of {len(loader) - start} batches: /dev/shm was full", hint=_SHM)
+
+
+_SHM = "Make /dev/shm larger (docker run --shm-size), or pass num_workers=0: the loader has threads of its own."
+
+
+def _check_shared_memory(loader: Stream, n_workers: int) -> None:
+    """Workers hand batches over in shared memory, and a batch that finds no room there is lost without an error."""
+    try:
+        there = os.statvfs("/dev/shm")
+    except OSError:
+        return
+    free, needed = there.f_bavail * there.f_frsize, n_workers * loader.sample_nbytes * (loader.batch_size or 1)
+    if free < needed:
+        raise ResourceError(f"{n_workers} workers need {needed} bytes of /dev/shm, which has {free}", hint=_SHM)
 
 
 def _tensors(value: Any) -> Any:
