@@ -41,7 +41,7 @@ from streamkit.codecs.pillow import FORMATS as FORMATS
 from streamkit.codecs.pillow import MAX_PIXELS as MAX_PIXELS
 from streamkit.codecs.pillow import BadImage as BadImage
 from streamkit.codecs.pillow import RefusedImage as RefusedImage
-from streamkit.codecs.pillow import check_size, decode_whole, n_channels_of, opened, orientation_of
+from streamkit.codecs.pillow import check_size, decode_whole, n_channels_of, numbers_of, opened, orientation_of
 from streamkit.codecs.pillow import upright as upright
 
 Pixels = npt.NDArray[np.uint8]
@@ -129,17 +129,22 @@ def check(data: Any, max_pixels: int = MAX_PIXELS, mask: bool = False) -> Info:
     Raises:
         BadImage, RefusedImage: as `probe`; also for data that is cut short or damaged further in.
     """
+    return checked(data, max_pixels, mask)[0]
+
+
+def checked(data: Any, max_pixels: int = MAX_PIXELS, mask: bool = False) -> tuple[Info, Pixels]:
+    """As `check`; what was decoded comes along, of a JPEG an eighth as high and wide, not turned upright."""
     info = probe(data, max_pixels)
-    if info.format == "jpeg" and info.channels != 4:
+    if info.format == "jpeg" and info.channels != 4 and not mask:
         try:
-            simplejpeg.decode_jpeg(data, "GRAY", fastdct=True, min_height=1, min_width=1, min_factor=8)
+            space = "GRAY" if info.channels == 1 else "RGB"
+            return info, simplejpeg.decode_jpeg(data, space, fastdct=True, min_height=1, min_width=1, min_factor=8)
         except ValueError as error:
             raise BadImage(f"damaged JPEG: {error}") from None
-    else:
-        check_crcs(data)
-        n_stored = 4 if info.format == "jpeg" and not _readable_header(data) else 3
-        decode(data, channels=1 if mask else 3, n_stored=n_stored, max_pixels=max_pixels, mask=mask)
-    return info
+    check_crcs(data)
+    n_stored = 4 if info.format == "jpeg" and not _readable_header(data) else info.channels if mask else 3
+    channels = 1 if mask else 3
+    return info, decode(data, channels=channels, n_stored=n_stored, max_pixels=max_pixels, mask=mask)
 
 
 def _readable_header(jpeg: Any) -> bool:
@@ -210,6 +215,8 @@ def decode(
         return decode_whole(data, channels, max_pixels, mask)
     if orientation is None:
         orientation = _orientation(data)
+    coloured = mask and probe(data, max_pixels).channels == 3
+    channels = 3 if coloured else channels
     try:
         buffer = _scratch_for(max_pixels * channels)
         height, width = at_least or (0, 0)
@@ -228,7 +235,7 @@ def decode(
         if "too small to decode" in str(error):
             raise RefusedImage(f"more than {max_pixels} pixels") from None
         raise BadImage(f"damaged JPEG: {error}") from None
-    return upright(pixels, orientation)
+    return upright(numbers_of(pixels) if coloured else pixels, orientation)
 
 
 def decode_alike(datas: Sequence[memoryview], out: Pixels) -> list[int]:

@@ -89,6 +89,11 @@ def _numbers(picture: Any) -> Pixels:
     if picture.mode.startswith("I;16"):
         raise BadImage("a mask of 16-bit numbers, of which a picture holds the high byte; store it as .npy")
     pixels = _pixels(picture, 1 if picture.mode in ("1", "L", "LA", "La") else 3)
+    return numbers_of(pixels)
+
+
+def numbers_of(pixels: Pixels) -> Pixels:
+    """The class numbers of a mask's pixels (height, width, 1 or 3): three channels must be three times the same."""
     if pixels.shape[2] == 3 and not (pixels == pixels[:, :, :1]).all():
         raise BadImage("a mask of colours, which are no class numbers; store it as gray or palette")
     return pixels[:, :, :1]

@@ -27,6 +27,7 @@ from streamkit.convert.assign import There
 from streamkit.convert.encode import IMAGE_FACTS
 from streamkit.convert.items import Items
 from streamkit.convert.journal import Part, summarise
+from streamkit.convert.moments import as_sums
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, ShardPlan
 from streamkit.errors import SourceError, UsageError
@@ -179,6 +180,10 @@ class Before:
             own = index.column(index.numpy_of(table, f"{name}.chunk") - of_shard[0])
             table = table.set_column(at, f"{name}.chunk", own)
         return table, chunks.slice(of_shard[0], len(of_shard))
+
+    def sums(self) -> dict[str, Any]:
+        """The statistics that are there, as sums to add to."""
+        return as_sums(self.manifest.statistics, sum(split.samples for split in self.manifest.splits.values()))
 
     @property
     def generation(self) -> int:

@@ -8,7 +8,7 @@
     >>> encoder = Encoder(Schema((Field("image", "image", "uint8", (None, None, None), "mixed"),)), Options("tfrecord"))
     >>> png = image.encode(np.zeros((2, 3, 3), np.uint8), "png")
     >>> encoder.record("a.png", {"image": png}, {}).facts
-    {'width': 3, 'height': 2, 'channels': 3, 'orientation': 1, 'format': 'png'}
+    {'mean': (0.0, 0.0, 0.0), 'width': 3, 'height': 2, 'channels': 3, 'orientation': 1, 'format': 'png'}
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 from streamkit.codecs import array as arrays
 from streamkit.codecs import image
 from streamkit.codecs.resize import recolor, resize
+from streamkit.convert import moments
 from streamkit.convert.options import Options
 from streamkit.schema import Field, Schema
 from streamkit.shards.record import MAX_RECORD_NBYTES, Record
@@ -65,10 +66,10 @@ def _stored(field: Field, options: Options, compression: str) -> Field:
 
 
 class Encoder:
-    """Makes records of samples for one storage schema."""
+    """Makes records of samples for one storage schema. The first `n_whole` pictures are measured whole."""
 
-    def __init__(self, schema: Schema, options: Options) -> None:
-        self.schema, self.options = schema, options
+    def __init__(self, schema: Schema, options: Options, n_whole: int = 0) -> None:
+        self.schema, self.options, self.n_whole = schema, options, n_whole
         _, _, level = options.compression.partition(":")
         self.level = int(level or 6)
         self._ways = {"image": self._image, "mask": self._mask, "text": self._text}
@@ -87,13 +88,13 @@ class Encoder:
         except arrays.BadArray as error:
             return BadItem(key, str(error))
         facts.pop(_SIZE, None)
+        self.n_whole -= 1
         return Record(key, stored, dict(columns), facts)
 
     def _image(self, field: Field, data: Any, facts: dict[str, Any]) -> Any:
         options = self.options
         if not options.reencodes and not isinstance(data, Picture):
-            read = image.check if options.check == "decode" else image.probe
-            info = read(data, options.max_pixels)
+            info = self._checked(data, facts) if options.check == "decode" else image.probe(data, options.max_pixels)
             facts.update(zip(IMAGE_FACTS, info[1:], strict=True))
             facts |= {"format": info.format, _SIZE: (info.height, info.width)}
             return data
@@ -102,6 +103,7 @@ class Encoder:
         target = target_size(height, width, options)
         if pixels.shape[:2] != target:
             pixels = resize(pixels, target, "area" if target[0] < pixels.shape[0] else "bilinear")
+        self._measure(pixels, facts)
         name, _, quality = options.encode.partition(":")
         if name == "keep":
             name = "jpeg" if format == "jpeg" else "png"
@@ -114,6 +116,23 @@ class Encoder:
             return image.encode(pixels, name, int(quality or (90 if name == "jpeg" else 100)))
         except ValueError as error:  # every format has a largest side: JPEG 65500 pixels, WebP 16383
             raise image.BadImage(f"{target[1]}x{target[0]} pixels cannot be stored as {name}: {error}") from None
+
+    def _checked(self, data: Any, facts: dict[str, Any]) -> image.Info:
+        """Decode once, and take the mean of what comes out; some pictures are decoded whole besides."""
+        info, pixels = image.checked(data, self.options.max_pixels)
+        facts["mean"] = moments.mean_of(pixels)
+        if self.n_whole > 0:
+            if info.format == "jpeg" and info.channels != 4:
+                limit, channels = self.options.max_pixels, min(info.channels, 3)
+                pixels = image.decode(data, channels=channels, orientation=1, max_pixels=limit)
+            facts["whole"] = moments.of_pixels(pixels)
+        return info
+
+    def _measure(self, pixels: Any, facts: dict[str, Any]) -> None:
+        """As `_checked`, of pixels that are decoded anyway."""
+        facts["mean"] = moments.mean_of(pixels)
+        if self.n_whole > 0:
+            facts["whole"] = moments.of_pixels(pixels)
 
     def _pixels(self, field: Field, data: Any, facts: dict[str, Any]) -> tuple[Any, str]:
         """Pixels, decoded at the smallest scale that suffices, and the format that they came in."""
@@ -179,6 +198,7 @@ class Encoder:
         ):
             raise arrays.BadArray(f"shape is {value.shape}, expected {field.shape}")
         facts[f"{field.name}.shape"] = value.shape
+        facts[f"{field.name}.not_finite"] = moments.not_finite(value)
         return self._stored(field, arrays.to_bytes(value))
 
     def _text(self, field: Field, value: bytes, facts: dict[str, Any]) -> bytes:

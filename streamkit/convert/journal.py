@@ -29,6 +29,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streamkit.convert.lock import Lock
+from streamkit.convert.moments import summed
 from streamkit.errors import UsageError
 from streamkit.index import column, strings
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Shard, canonical
@@ -193,4 +194,4 @@ def summarise(facts: Mapping[str, list[Any]]) -> dict[str, Any]:
             out[name] = values if len(values) <= 2 or name not in ("width", "height") else [values[0], values[-1]]
     if "width" in facts:
         out["pixels"] = int(np.multiply(facts["width"], facts["height"]).sum())
-    return out
+    return out | {"sums": summed(facts)}

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamkit import index
+from streamkit.convert import moments
 from streamkit.convert.append import Before
 from streamkit.convert.duplicates import COLUMN
 from streamkit.convert.encode import final_schema
@@ -103,7 +104,7 @@ def publish(
         splits=splits,
         options=options.to_json(),
         source=source,
-        statistics=statistics(schema, counts, parts),
+        statistics=statistics(schema, counts, parts, before),
         skipped=len(bad),
     )
     manifest = replace(manifest, files=write_side_files(out, manifest, bad))
@@ -142,8 +143,10 @@ def index_tables(
         yield table
 
 
-def statistics(schema: Schema, counts: Mapping[str, Counter[int]], parts: Mapping[str, Part]) -> dict[str, Any]:
-    """Class counts a split, and the range of picture sizes."""
+def statistics(
+    schema: Schema, counts: Mapping[str, Counter[int]], parts: Mapping[str, Part], before: Before | None = None
+) -> dict[str, Any]:
+    """Class counts a split; range of picture sizes, mean and spread of their channels; values that are no numbers."""
     out: dict[str, Any] = {}
     label = schema.label
     if label is not None:
@@ -158,7 +161,13 @@ def statistics(schema: Schema, counts: Mapping[str, Counter[int]], parts: Mappin
             side: [min(f[side][0] for f in facts), max(f[side][-1] for f in facts)] for side in ("width", "height")
         }
         out["image"]["pixels"] = sum(f["pixels"] for f in facts)
-    return out
+    there = [] if before is None else [before.sums()]
+    found = moments.totals([*there, *(part.facts["sums"] for _, part in sorted(parts.items()) if "sums" in part.facts)])
+    arrays = {name: {"not_finite": values} for name, values in found.pop("not_finite").items()}
+    if facts and found:
+        one = "image" in schema and schema["image"].shape[-1] == 1
+        out["image"] |= {name: v[:1] if one and isinstance(v, list) else v for name, v in found.items()}
+    return out | ({"arrays": arrays} if arrays else {})
 
 
 def write_side_files(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> dict[str, SideFile]:

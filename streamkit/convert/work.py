@@ -49,6 +49,7 @@ class Job:
         keep_going: leave bad items out instead of giving the shard up.
         items: see `items_digest`.
         compare: note a digest of each sample's content.
+        n_whole: pictures that are decoded whole for the statistics.
         leave: copies to leave out, key -> reason; None before copies were looked for.
     """
 
@@ -63,11 +64,12 @@ class Job:
     keep_going: bool
     items: str
     compare: bool = False
+    n_whole: int = 0
     leave: Mapping[str, str] | None = None
 
     def run(self, progress: Callable[[int], None] | None = None) -> Part:
         """Write the shard and its part. With bad items and not `keep_going`, nothing is written."""
-        encoder = Encoder(self.schema, self.options)
+        encoder = Encoder(self.schema, self.options, self.n_whole)
         bad: list[BadItem] = []
         keys: list[str] = []
         facts: dict[str, list[Any]] = {}

@@ -15,6 +15,7 @@ from typing import Any
 from streamkit.convert.duplicates import Duplicate, find_duplicates
 from streamkit.convert.executor import N_ELSEWHERE, Progress, Result, run_here, run_in, run_in_pool
 from streamkit.convert.journal import Journal, Part, items_digest
+from streamkit.convert.moments import N_WHOLE
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, ShardPlan
 from streamkit.convert.work import Job
@@ -94,6 +95,7 @@ class Writing:
             keep_going=self.keep_going,
             items=self._items(shard),
             compare=self._compares,
+            n_whole=-(-N_WHOLE // len(self.plan.shards)),
         )
 
     def _items(self, shard: ShardPlan) -> str:

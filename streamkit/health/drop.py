@@ -109,7 +109,7 @@ def _keep_strangers(root: Path, new: Path, manifest: Manifest) -> None:
 
 def _statistics(new: Path, manifest: Manifest, splits: dict[str, Split]) -> dict[str, Any]:
     """The statistics that hang on single samples, counted again."""
-    out = dict(manifest.statistics)
+    out = {name: facts for name, facts in manifest.statistics.items() if name != "arrays"}
     label = manifest.schema.label
     tables = {name: pq.ParquetFile(new / split.index) for name, split in splits.items()}
     if label is not None and "class_counts" in out:

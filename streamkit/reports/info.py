@@ -164,6 +164,13 @@ def _remarks(facts: Mapping[str, Any]) -> list[str]:
         part = size["rows_looked_at"] < facts["samples"]
         note = f"; medians of {size['rows_looked_at']:,} rows" if part else ""
         lines.append(f"image size: {', '.join(spans)}{note}")
+    image = facts["statistics"].get("image", {})
+    for name, note in (("mean", ""), ("std", f" (of {image.get('std_of')} images)")):
+        if name in image:
+            lines.append(f"channel {name}: {', '.join(f'{value:.1f}' for value in image[name])}{note}")
+    for name, counted in facts["statistics"].get("arrays", {}).items():
+        counts = counted["not_finite"]
+        lines.append(f"{one_line(name)}: {counts['nan']} values are NaN, {counts['inf']} infinite")
     for name, column in facts["columns"].items():
         lines.append(f"{one_line(name)}: {column['min']} to {column['max']}")
     source = "" if facts["source_bytes"] is None else f"source {human(facts['source_bytes'])} -> "

@@ -1,4 +1,5 @@
-"""Long arrays cut into windows along their first axis, from memory maps: of a file, only the windows' pages are read.
+"""Long arrays cut into windows along their first axis: .npy files from memory maps, of which only the windows' pages are
+read, and the rows of tables, all of whose arrays are cut alike.
 
 >>> import tempfile
 >>> from streamkit.sources import open_source
@@ -29,7 +30,8 @@ _UNKNOWN = bytes(16)  # windows of a signal at rest are equal by nature: that is
 
 @dataclass(frozen=True)
 class Windowed:
-    """A source of .npy files, cut into windows of `n` rows that begin `stride` rows apart, the last one shifted inwards."""
+    """A source of .npy files, or a table, cut into windows of `n` rows that begin `stride` rows apart, the last one shifted
+    inwards. Of a table, what is cut is each row's arrays, along their own first axis."""
 
     source: Source
     n: int
@@ -39,13 +41,32 @@ class Windowed:
         found = self.source.listing()
         if not len(found):
             return found  # all items are bad already
-        if "array" not in found.schema or any(self.source.file(key) is None for key in found.keys[:1]):
-            raise UsageError("windows are cut from .npy files", hint="Give one, or a folder of them.")
+        if any(self.source.file(key) is None for key in found.keys[:1]):
+            return self._rows(found)
+        if "array" not in found.schema:
+            raise UsageError("windows are cut from arrays", hint="Give .npy files, or a table.")
         field = found.schema["array"]
         if not field.shape:
             raise UsageError("windows need arrays of at least one axis")
         found = replace(found, schema=with_shape(found.schema, "array", (self.n, *field.shape[1:])))
         return cut_listing(found, [self._origins(key) for key in found.keys], COLUMNS)
+
+    def _rows(self, found: Listing) -> Listing:
+        """Windows of a table's rows."""
+        lengths = {f.name: f.shape[0] for f in found.schema.payloads if f.kind == "array" and f.shape}
+        if len(set(lengths.values())) != 1 or None in lengths.values() or len(lengths) != len(found.schema.payloads):
+            raise UsageError(
+                f"windows are cut from arrays of one length, and these have {lengths or 'none'}",
+                hint="Give arrays alone, of rows of equal length.",
+            )
+        length = int(next(iter(lengths.values())) or 0)
+        if length < self.n:
+            raise UsageError(f"the arrays have {length} rows, and a window takes {self.n}")
+        schema = found.schema
+        for name in lengths:
+            schema = with_shape(schema, name, (self.n, *schema[name].shape[1:]))
+        origins = np.array(starts(length, self.n, self.stride), np.int64)[:, None]
+        return cut_listing(replace(found, schema=schema), [origins] * len(found), COLUMNS)
 
     def _origins(self, key: str) -> Ints | BadItem:
         try:
@@ -57,6 +78,9 @@ class Windowed:
         return np.array(starts(length, self.n, self.stride), np.int64)[:, None]
 
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
+        if any(self.source.file(whole_of(key)) is None for key in keys[:1]):
+            yield from self._of_rows(keys)
+            return
         for parent, pieces in by_parent(keys):
             path = Path(str(self.file(parent)))
             try:
@@ -67,6 +91,17 @@ class Windowed:
             for key in pieces:
                 (start,) = origin_of(key)
                 yield Sample({"array": rows[start : start + self.n]}, _UNKNOWN)
+
+    def _of_rows(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
+        runs = list(by_parent(keys))
+        for (_, pieces), sample in zip(runs, self.source.samples([parent for parent, _ in runs]), strict=True):
+            if isinstance(sample, BadItem):
+                yield from as_bad(pieces, sample)
+                continue
+            for key in pieces:
+                (start,) = origin_of(key)
+                cut = {name: values[start : start + self.n] for name, values in sample.payloads.items()}
+                yield Sample(cut, _UNKNOWN)
 
     def file(self, key: str) -> Path | None:
         return self.source.file(whole_of(key))
