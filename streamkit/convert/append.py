@@ -47,8 +47,6 @@ class Before:
     @classmethod
     def load(cls, root: Path, options: Options) -> Before:
         """Raises UsageError when there is no dataset, or one of other options."""
-        if options.on_duplicate != "keep":
-            raise UsageError("append does not compare new items with those that are there", hint="Convert all anew.")
         manifest = Manifest.load(root)
         differs = [
             f"{name} is {manifest.options.get(name)!r} there, {value!r} asked"
@@ -58,6 +56,11 @@ class Before:
         if differs:
             raise UsageError(
                 f"the dataset was made with other options: {'; '.join(differs)}", path=root, hint="Pass the same ones."
+            )
+        chunked = [field.name for field in manifest.schema if field.chunk_rows is not None]
+        if options.on_duplicate != "keep" and chunked:
+            raise UsageError(
+                f"append cannot compare {chunked[0]}, which lies in chunks, with new items", hint="Convert all anew."
             )
         return cls(root, manifest)
 

@@ -72,7 +72,7 @@ def find_items(src: Path, labels: Path | None, masks: Path | None, options: Opti
     listing = source.listing()
     infos = sizes = None
     if options.window is not None:
-        sizes = np.full(len(listing), listing.schema["array"].sample_nbytes)
+        sizes = np.full(len(listing), sum(f.sample_nbytes for f in listing.schema.payloads))
     if options.tile is not None and has_scenes(opened):
         source = TiledScenes(source, options.tile_size, options.tile_stride)
         listing, infos, sizes = source.cut(listing)

@@ -225,7 +225,7 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
         source, listing = survey.items.source, survey.items.listing
         keep_going = way.on_bad != "fail"
         writing = Writing(
-            source, listing, planned.plan, planned.schema, options, journal, way.workers, keep_going, executor
+            source, listing, planned.plan, planned.schema, options, journal, way.workers, keep_going, executor, before
         )
         parts, copies = writing.run(way.progress)
         bad = tuple(sorted((*listing.bad, *(b for part in parts.values() for b in part.bad))))

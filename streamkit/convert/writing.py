@@ -12,7 +12,9 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
 
+from streamkit.convert.append import Before
 from streamkit.convert.duplicates import Duplicate, find_duplicates
+from streamkit.convert.copies import known_copies
 from streamkit.convert.executor import N_ELSEWHERE, Progress, Result, run_here, run_in, run_in_pool
 from streamkit.convert.journal import Journal, Part, items_digest
 from streamkit.convert.moments import N_WHOLE
@@ -40,6 +42,7 @@ class Writing:
     workers: int | None
     keep_going: bool
     executor: Executor | None = None
+    before: Before | None = None
 
     def run(self, progress: Callable[[int], Progress] | None) -> tuple[dict[str, Part], list[Duplicate]]:
         """Write every shard that the journal does not have: the parts by file, and the copies there were.
@@ -61,6 +64,9 @@ class Writing:
         if bad:
             raise bad_items(bad, self._n_items)
         copies = find_duplicates(self.plan, parts, self.journal) if self._compares else []
+        if self.before is not None and self._compares:
+            known = known_copies(self.before, self.plan, parts, self.journal)
+            copies = sorted({copy.key: copy for copy in (*copies, *known)}.values())
         if copies and self.options.on_duplicate == "fail":
             raise bad_items([copy.as_bad() for copy in copies], self._n_items)
         if copies and self.options.on_duplicate == "drop":
@@ -74,7 +80,8 @@ class Writing:
 
     @property
     def _compares(self) -> bool:
-        return len(self.plan.splits) > 1 or self.options.on_duplicate != "keep"
+        splits = {*self.plan.splits, *(self.before.manifest.splits if self.before is not None else ())}
+        return len(splits) > 1 or self.options.on_duplicate != "keep"
 
     def _finished(self, shard: ShardPlan) -> Part | None:
         part = self.journal.finished(shard.file)
@@ -121,8 +128,9 @@ class Writing:
         return {part.shard.file: part for part in self._results(jobs, len(todo), None) if isinstance(part, Part)}
 
     def _check_splits(self, parts: Mapping[str, Part]) -> None:
+        there = self.before.manifest.splits if self.before is not None else {}
         for name in self.plan.splits:
-            if not any(parts[shard.file].shard.samples for shard in self.plan.shards if shard.split == name):
+            if name not in there and not any(parts[shard.file].shard.samples for shard in self.plan.shards if shard.split == name):
                 raise SourceError(f"no item of split {name!r} could be converted", hint="See why with --on-bad fail.")
 
 
