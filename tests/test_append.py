@@ -15,6 +15,7 @@ import pytest
 from converting import (
     FORMATS,
     arrays,
+    class_folders,
     cli,
     columns,
     digests,
@@ -303,7 +304,7 @@ def test_killed_before_it_is_published(tmp_path: Path, format: str, monkeypatch:
     [
         ({"seed": 3}, "seed is 0 there, 3 asked"),
         ({"overwrite": True}, "Choose one"),
-        ({"on_duplicate": "drop"}, "does not compare"),
+        ({"on_duplicate": "drop"}, "on_duplicate is 'keep' there"),
         ({"encode": "png"}, "encode is 'keep' there"),
     ],
     ids=str,
@@ -326,3 +327,36 @@ def test_other_fields_and_no_dataset(tmp_path: Path) -> None:
     flat = write_files(tmp_path / "flat", {"x.png": encoded(noise(6, 8))})
     with pytest.raises(SourceError, match="label"):
         convert(flat, tmp_path / "out", append=True)
+
+
+# Copies of what is there
+
+
+@pytest.mark.parametrize("options", [{}, {"encode": "webp"}, {"format": "hdf5"}], ids=str)
+def test_new_items_are_compared_with_those_that_are_there(tmp_path: Path, options: dict[str, Any]) -> None:
+    source = class_folders(tmp_path / "src", {"a": 8, "b": 8})
+    whole = {"format": "tfrecord", "split": "train=0.5,val=0.5", "workers": 1} | options
+    for policy in ("keep", "drop", "fail"):
+        streamkit.convert(source, tmp_path / policy, on_duplicate=policy, **whole)
+    for i in range(6):
+        shutil.copy(source / "a" / f"{i:04d}.jpg", source / "b" / f"copy{i}.jpg")
+    write_files(source, {"a/new.jpg": encoded(picture(12, 16, seed=999), "JPEG")})
+    report = streamkit.convert(source, tmp_path / "keep", append=True, **whole)
+    assert report.leaks and all(leak.key.startswith("b/copy") and leak.first[:2] == "a/" for leak in report.leaks)
+    assert sum(s.samples for s in streamkit.open(tmp_path / "keep").splits.values()) == 23
+    report = streamkit.convert(source, tmp_path / "drop", append=True, on_duplicate="drop", **whole)
+    assert [bad.key for bad in report.skipped] == [f"b/copy{i}.jpg" for i in range(6)]
+    assert sum(s.samples for s in streamkit.open(tmp_path / "drop").splits.values()) == 17
+    before = digests(tmp_path / "fail")
+    with pytest.raises(SourceError) as caught:
+        streamkit.convert(source, tmp_path / "fail", append=True, on_duplicate="fail", **whole)
+    assert len(caught.value.bad) == 6
+    assert before.items() <= digests(tmp_path / "fail").items()
+
+
+def test_payloads_in_chunks_are_not_compared(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((50, 400)))
+    options = {"format": "hdf5", "compression": "gzip", "on_duplicate": "drop", "workers": 1}
+    streamkit.convert(tmp_path / "x.npy", tmp_path / "out", **options)
+    with pytest.raises(UsageError, match="lies in chunks"):
+        streamkit.convert(tmp_path / "x.npy", tmp_path / "out", append=True, **options)

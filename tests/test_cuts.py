@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from converting import (
@@ -207,11 +208,63 @@ def test_columns_of_labels_come_along(tmp_path: Path) -> None:
             assert row["height"] == 20 and "height_1" not in row
 
 
-def test_boxes_are_not_cut(tmp_path: Path) -> None:
+def test_objects_without_boxes_are_not_cut(tmp_path: Path) -> None:
     source = write_files(tmp_path / "src", {"a.png": encoded(noise(20, 40))})
     (tmp_path / "x.csv").write_text("file,xmin\na.png,1\na.png,2")
     with pytest.raises(UsageError, match="objects/xmin"):
         convert(source, tmp_path / "out", tile="20x20", labels=tmp_path / "x.csv")
+
+
+SIDES = ("xmin", "ymin", "xmax", "ymax")
+
+
+def boxes_of(out: Path) -> dict[str, list[tuple[float, ...]]]:
+    """key -> (class number, xmin, ymin, xmax, ymax) of each object."""
+    found = {name: arrays(out, name=f"objects/{name}") for name in ("class", *SIDES)}
+    return {key: list(zip(*(found[n][key].tolist() for n in found), strict=True)) for key in found["class"]}
+
+
+@both
+def test_boxes_are_cut_with_their_pictures(tmp_path: Path, format: str) -> None:
+    """Drawn into the picture as well as listed: each tile shows exactly the boxes that its row has."""
+    rng = np.random.default_rng(0)
+    lines, pictures = ["file,class,xmin,ymin,xmax,ymax"], {}
+    for i in range(4):
+        drawn = np.zeros((50, 70, 3), np.uint8)
+        for number in range(3):  # one channel a box
+            y, x = int(rng.integers(44)), int(rng.integers(64))
+            y1, x1 = int(rng.integers(y + 1, 51)), int(rng.integers(x + 1, 71))
+            drawn[y:y1, x:x1, number] = 255
+            lines.append(f"{i}.png,k{number},{x},{y},{x1},{y1}")
+        pictures[f"{i}.png"] = encoded(drawn)
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    source = write_files(tmp_path / "src", pictures)
+    convert(source, tmp_path / "out", format, tile="20x30", stride="15x20", labels=tmp_path / "x.csv")
+    tiles, boxes = pixels_of(tmp_path / "out"), boxes_of(tmp_path / "out")
+    assert set(tiles) == set(boxes) and any(not found for found in boxes.values())
+    for key, pixels in tiles.items():
+        assert len(boxes[key]) == (pixels.max((0, 1)) > 0).sum()
+        for number, x, y, x1, y1 in boxes[key]:
+            drawn = np.zeros(pixels.shape[:2], np.uint8)
+            drawn[int(y) : int(y1), int(x) : int(x1)] = 255
+            np.testing.assert_array_equal(drawn, pixels[:, :, int(number)])
+
+
+@both
+def test_boxes_follow_resize(tmp_path: Path, format: str) -> None:
+    source = write_files(tmp_path / "src", {"a.png": encoded(noise(40, 80)), "b.png": encoded(noise(10, 10))})
+    (tmp_path / "x.csv").write_text("file,class,xmin,ymin,xmax,ymax\na.png,k,8,4,80,40\nb.png,k,1,2,3,4\n")
+    convert(source, tmp_path / "short", format, resize=20, labels=tmp_path / "x.csv")
+    assert boxes_of(tmp_path / "short") == {"a.png": [(0, 4, 2, 40, 20)], "b.png": [(0, 1, 2, 3, 4)]}
+    convert(source, tmp_path / "exact", format, resize="20x20", labels=tmp_path / "x.csv")
+    assert boxes_of(tmp_path / "exact") == {"a.png": [(0, 2, 2, 20, 20)], "b.png": [(0, 2, 4, 6, 8)]}
+    convert(source, tmp_path / "tiles", format, tile="40x40", resize=20, labels=tmp_path / "x.csv")
+    found = boxes_of(tmp_path / "tiles")
+    assert found == {
+        "a.png#0,0": [(0, 4, 2, 20, 20)],
+        "a.png#0,40": [(0, 0, 2, 20, 20)],
+        "b.png#0,0": [(0, 1, 2, 3, 4)],
+    }
 
 
 PEAK = """
@@ -295,6 +348,27 @@ def test_one_long_array(tmp_path: Path) -> None:
     assert len(streamkit.open(tmp_path / "out").splits["train"].shards) == 3  # 20 x 128 bytes, overlaps counted
 
 
+@both
+@pytest.mark.parametrize("name", ["rows.npz", "rows.h5"])
+def test_windows_of_the_rows_of_a_table(tmp_path: Path, format: str, name: str) -> None:
+    x, m = np.arange(5 * 20 * 2, dtype=np.float32).reshape(5, 20, 2), np.arange(100).reshape(5, 20)
+    y = np.array([0, 1, 0, 1, 1])
+    if name.endswith("npz"):
+        np.savez(tmp_path / name, x=x, y=y, m=m)
+    else:
+        with h5py.File(tmp_path / name, "w") as file:
+            file["x"], file["y"], file["m"] = x, y, m
+    convert(tmp_path / name, tmp_path / "out", format, window=8, stride=6)
+    rows = index_rows(tmp_path / "out")
+    assert sorted(row["key"] for row in rows) == [f"{name}#{i}#{at}" for i in range(5) for at in (0, 12, 6)]
+    for field, whole in (("x", x), ("m", m)):
+        found = arrays(tmp_path / "out", name=field)
+        for row in rows:
+            i, start = map(int, row["key"].split("#")[1:])
+            assert row["label"] == y[i] and row["window_start"] == start
+            np.testing.assert_array_equal(found[row["key"]], whole[i, start : start + 8])
+
+
 def test_windows_of_an_array_stay_in_one_split(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / "src").mkdir(exist_ok=True)
@@ -340,7 +414,7 @@ def test_workers_change_nothing(tmp_path: Path, format: str, options: tuple[str,
         ({"stride": 4}, "goes with"),
         ({"tile": "4x4", "stride": 4}, "stride is '4'"),
         ({"window": 4, "stride": "4x4"}, "stride is '4x4'"),
-        ({"window": 4}, "cut from .npy files"),
+        ({"window": 4}, "cut from arrays"),
     ],
     ids=str,
 )

@@ -523,6 +523,25 @@ def test_masks_are_resized_to_the_nearest(flat: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(values[::2, ::2, 0], mask(int(key[0])))
 
 
+def test_masks_of_three_channels_must_be_gray(flat: Path, tmp_path: Path) -> None:
+    """One rule, whatever the format: numbers are gray values or palette indices, never colours."""
+    for format, suffix in (("JPEG", "jpg"), ("PNG", "png")):
+        beside = tmp_path / format
+        for path in flat.iterdir():
+            with PIL.Image.open(path) as image:
+                gray = np.asarray(image.convert("L"))
+            write_files(beside, {f"{path.stem}.{suffix}": encoded(np.stack([gray] * 3, axis=2), format)})
+        convert(flat, tmp_path / f"out-{format}", masks=beside)
+        stem = sorted(beside.iterdir())[0].stem
+        with PIL.Image.open(flat / f"{stem}.jpg") as image:
+            size = image.size[::-1]
+        coloured = encoded(picture(*size, seed=5), format)
+        write_files(beside, {f"{stem}.{suffix}": coloured})
+        with pytest.raises(SourceError) as caught:
+            convert(flat, tmp_path / "bad", masks=beside, overwrite=True)
+        assert "colours" in dict(caught.value.bad)[f"{stem}.jpg"]
+
+
 def test_masks_that_do_not_fit_are_bad_items(flat: Path, tmp_path: Path) -> None:
     masks = {
         "0.png": encoded(mask(0)),

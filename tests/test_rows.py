@@ -215,6 +215,7 @@ def test_pictures_tile_and_have_masks(tmp_path: Path) -> None:
 # What is wrong with rows
 
 
+@pytest.mark.fault(40)
 def test_bad_rows_are_bad_items(tmp_path: Path) -> None:
     lines = ['{"text": "a", "label": 1}', "{broken", "[1, 2]", '{"text": "b"}', '{"text": "c", "label": 0}', ""]
     (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -309,6 +310,7 @@ def test_cut_parquet_never_crashes(tmp_path: Path) -> None:
             continue
 
 
+@pytest.mark.fault(84)
 def test_a_dictionary_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A picture that is stored once and stands in every row: the file is small, what comes out of it is not."""
     monkeypatch.setattr(rows, "_MAX_BOMB_NBYTES", 1 << 20)

@@ -58,6 +58,7 @@ def test_windows_are_parts_of_the_scene(tmp_path: Path, layout: str, dtype: str)
             np.testing.assert_array_equal(scene.window(y, x, height, width), whole[y : y + height, x : x + width])
 
 
+@pytest.mark.fault(30)
 @both
 def test_whole_scenes_are_arrays(tmp_path: Path, format: str) -> None:
     scenes = {f"{c}/{i}.tif": values(9 + i, 11, 4, "uint16", i) for c in ("farm", "sea") for i in range(3)}
@@ -139,6 +140,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
     assert len(found[0]) > 5 and found[0] == found[1]
 
 
+@pytest.mark.fault(18, 19, 21, 35)
 def test_what_is_wrong_with_scenes(tmp_path: Path) -> None:
     good = write(tmp_path / "src" / "a.tif", values(40, 40, 5, "uint16"), rowsperstrip=4, compression="zlib")
     data = good.read_bytes()

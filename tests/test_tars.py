@@ -161,6 +161,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault(23, 24, 25, 26)
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_members_are_refused(tmp_path: Path, case: str) -> None:
     info, said = HOSTILE[case]
@@ -193,6 +194,7 @@ def test_sizes_that_lie(tmp_path: Path, size: int) -> None:
         convert(lie(tar(tmp_path / "a.tar", samples(range(2))), size), tmp_path / "out")
 
 
+@pytest.mark.fault(84)
 def test_huge_headers_are_not_read(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", samples(range(2)))
     info = one("@LongLink", type=tarfile.GNUTYPE_LONGNAME, size=1 << 33)

@@ -3,13 +3,13 @@
 The index says the length and crc32c of every stored payload: who agrees in both is read and compared byte for byte. Equal
 content is stored as equal bytes, because the options are the same; so no digest need be kept from one time to the next.
 
->>> same_facts(np.array([[3, 7], [3, 9]]), np.array([[4, 7], [3, 9], [3, 9]]))
-[(1, 1), (1, 2)]
+>>> by_facts([np.array([[4, 7], [0, 0]]), np.array([[4, 7]])])[np.array([4, 7]).tobytes()]
+[(0, 0), (1, 0)]
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,10 +55,12 @@ def known_copies(before: Before, plan: Plan, parts: Mapping[str, Part], journal:
         for shard in plan.shards
         if parts[shard.file].shard.samples
     ]
+    wanted = by_facts([rows.facts for rows, _ in new])
     found: dict[str, Duplicate] = {}
     for old in _there(before, names):
-        for rows, file in new:
-            for a, b in same_facts(old.facts, rows.facts):
+        for a in range(len(old.facts)):
+            for number, b in wanted.get(old.facts[a].tobytes(), ()):
+                rows, file = new[number]
                 key = str(rows.keys[b])
                 if key not in found and old.stored(a) == rows.stored(b):
                     found[key] = Duplicate(key, rows.split, str(old.keys[a]), old.split, file)
@@ -83,10 +85,10 @@ def _rows(split: str, path: Path, table: pa.Table, names: list[str]) -> _Rows:
     return _Rows(split, path, table.column("key"), facts, offsets)
 
 
-def same_facts(old: Ints, new: Ints) -> list[tuple[int, int]]:
-    """(row, row) of each pair that agrees in all facts, the first old row for each new one; rows that hold nothing do not."""
-    first: dict[bytes, int] = {}
-    for row in range(len(old) - 1, -1, -1):
-        first[old[row].tobytes()] = row
-    pairs = ((first.get(new[row].tobytes()), row) for row in range(len(new)) if new[row, ::2].any())
-    return sorted((a, b) for a, b in pairs if a is not None)
+def by_facts(shards: Sequence[Ints]) -> dict[bytes, list[tuple[int, int]]]:
+    """The facts of a row, as bytes -> (shard, row) of all that have them; rows that hold nothing are left out."""
+    out: dict[bytes, list[tuple[int, int]]] = {}
+    for number, facts in enumerate(shards):
+        for row in np.flatnonzero(facts[:, ::2].any(axis=1)).tolist():
+            out.setdefault(facts[row].tobytes(), []).append((number, row))
+    return out

@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from streamkit.codecs import array as arrays
@@ -72,7 +72,7 @@ class Encoder:
         self.schema, self.options, self.n_whole = schema, options, n_whole
         _, _, level = options.compression.partition(":")
         self.level = int(level or 6)
-        self._ways = {"image": self._image, "mask": self._mask, "text": self._text}
+        self._ways: dict[str, Callable[..., Any]] = {"image": self._image, "mask": self._mask, "text": self._text}
 
     def record(self, key: str, payloads: Mapping[str, Any], columns: Mapping[str, Any]) -> Record | BadItem:
         """Encode one sample; a BadItem when it cannot become one."""

@@ -83,7 +83,10 @@ def totals(shards: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         out |= {"std": [round(value, _DIGITS) for value in spread], "std_of": n}
     names = sorted({name for shard in shards for name in shard.get("not_finite", ())})
     counts = {name: [s["not_finite"][name] for s in shards if name in s.get("not_finite", ())] for name in names}
-    found = {name: dict(zip(("nan", "inf"), map(sum, zip(*pairs, strict=True)), strict=True)) for name, pairs in counts.items()}
+    found = {
+        name: dict(zip(("nan", "inf"), map(sum, zip(*pairs, strict=True)), strict=True))
+        for name, pairs in counts.items()
+    }
     return out | {"not_finite": {name: counted for name, counted in found.items() if any(counted.values())}}
 
 
@@ -99,7 +102,9 @@ def as_sums(statistics: Mapping[str, Any], n_samples: int) -> dict[str, Any]:
             n, std = image["std_of"], image["std"] * (3 // len(image["std"]))
             squares = [(s * s + m * m) * n for s, m in zip(std, mean, strict=True)]
             out["whole"] = [n, [value * n for value in mean], squares]
-    arrays = {name: facts["not_finite"] for name, facts in statistics.get("arrays", {}).items() if "not_finite" in facts}
+    arrays = {
+        name: facts["not_finite"] for name, facts in statistics.get("arrays", {}).items() if "not_finite" in facts
+    }
     out["not_finite"] = {name: [counts["nan"], counts["inf"]] for name, counts in arrays.items()}
     return out
 

@@ -130,7 +130,9 @@ class Writing:
     def _check_splits(self, parts: Mapping[str, Part]) -> None:
         there = self.before.manifest.splits if self.before is not None else {}
         for name in self.plan.splits:
-            if name not in there and not any(parts[shard.file].shard.samples for shard in self.plan.shards if shard.split == name):
+            if name not in there and not any(
+                parts[shard.file].shard.samples for shard in self.plan.shards if shard.split == name
+            ):
                 raise SourceError(f"no item of split {name!r} could be converted", hint="See why with --on-bad fail.")
 
 

@@ -90,8 +90,9 @@ class RowTable:
             rows = [row for _, _, row in run]
             samples = self._samples(file, self.blocks[file][block], rows)
             for row, sample in zip(rows, samples, strict=True):
-                bad = isinstance(sample, BadItem)
-                yield sample._replace(key=f"{self.names[file]}#{starts[file][block] + row}") if bad else sample
+                if isinstance(sample, BadItem):
+                    sample = sample._replace(key=f"{self.names[file]}#{starts[file][block] + row}")
+                yield sample
 
     def _samples(self, number: int, block: Block, rows: Sequence[int]) -> Iterator[Sample | BadItem]:
         """Samples of rows of one block; those of the shard under way are held, not the block."""

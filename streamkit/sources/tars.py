@@ -107,8 +107,8 @@ def _contents(path: str, size: int, mtime: int) -> Contents:
     bad += spoiled.values()
     names = [name for name in found if name not in spoiled]
     keys = [key_of(name + next(suffixes[name][w] for w in columns if w in suffixes[name])) for name in names]
-    places = np.array([found[name] for name in names], np.int64).reshape(len(names), len(columns), 2)
-    return Contents(keys, {key: i for i, key in enumerate(keys)}, places, tuple(bad), left)
+    table = np.array([found[name] for name in names], np.int64).reshape(len(names), len(columns), 2)
+    return Contents(keys, {key: i for i, key in enumerate(keys)}, table, tuple(bad), left)
 
 
 @dataclass(frozen=True)
