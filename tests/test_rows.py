@@ -343,25 +343,27 @@ PEAK = """
 import json, sys
 from pathlib import Path
 import streamkit
+from streamkit.sources import rowfiles
+rowfiles.BLOCK_NBYTES = 1 << 20
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 work = Path(sys.argv[1])
 peaks = []
-for name, n in (("small", 500), ("large", 10_000)):
+for name, n in (("small", 2_000), ("large", 10_000)):
     with open(work / f"{name}.jsonl", "w") as file:
         for i in range(n):
             file.write(json.dumps({"text": f"{i} " * 600, "label": i % 2}) + "\\n")
-    streamkit.convert(work / f"{name}.jsonl", work / name, format="tfrecord", workers=1, shard_size="8MB")
+    streamkit.convert(work / f"{name}.jsonl", work / name, format="tfrecord", workers=1, shard_size="4MB")
     peaks.append(peak())
 print((peaks[1] - peaks[0]) / (work / "large.jsonl").stat().st_size)
 """
 
 
 def test_the_text_is_not_held(tmp_path: Path) -> None:
-    """Twenty times the rows, 35 MB: a small part of that comes on top."""
+    """Five times the rows, 35 MB of text: a part of what is added comes on top."""
     run = python(PEAK, tmp_path)
     assert run.returncode == 0, run.stderr
-    assert float(run.stdout) < 0.8, run.stdout
+    assert float(run.stdout) < 0.4, run.stdout
 
 
 def test_tensorflow_and_h5py_read_texts(tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ class Encoder:
         try:
             for name, value in payloads.items():
                 field = self.schema[name]
-                encode = self._ways.get(field.kind, self._array)
+                encode: Callable[..., Any] = self._ways.get(field.kind, self._array)
                 stored[name] = encode(field, value, facts)
         except image.BadImage as error:
             return BadItem(key, str(error), error.refused)

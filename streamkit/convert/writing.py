@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from streamkit.convert.append import Before
-from streamkit.convert.duplicates import Duplicate, find_duplicates
 from streamkit.convert.copies import known_copies
+from streamkit.convert.duplicates import Duplicate, find_duplicates
 from streamkit.convert.executor import N_ELSEWHERE, Progress, Result, run_here, run_in, run_in_pool
 from streamkit.convert.journal import Journal, Part, items_digest
 from streamkit.convert.moments import N_WHOLE

@@ -102,7 +102,7 @@ class RowKinds:
         return {*self.pictures, *self.texts, *self.left}
 
     def payloads(self) -> Iterator[tuple[str, Field]]:
-        """(column, field) of each payload but the pictures, sorted. SourceError for a column that is a list here, text there."""
+        """(column, field) of each payload but the pictures, sorted. SourceError for one that is a list here, text there."""
         singles = {name for piece in self._pieces for name in piece.column_names if not _is_empty(piece, name)}
         for name, lists in sorted(self._lists.items()):
             if name in singles or name in self.texts:

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,12 +26,12 @@ import pyarrow as pa
 
 from streamkit.errors import RefusedError, SourceError
 from streamkit.schema import Field, Schema
-from streamkit.sources.fields import Column, array_column, columns_of, flat, free_name, reserved
+from streamkit.sources.fields import array_column, columns_of, flat, free_name, reserved
+from streamkit.sources.huggingface import described, file_splits, named
 from streamkit.sources.labelled import with_columns
 from streamkit.sources.labels import typed
 from streamkit.sources.listing import BadItem, Ints, Listing, Ragged, Sample
 from streamkit.sources.rowfiles import Block, CsvRows, ParquetRows, open_rows
-from streamkit.sources.splits import SPLIT_OF_FOLDER
 from streamkit.sources.rowkinds import RowKinds, bytes_of, is_binary
 
 _MAX_RATIO = 1032  # of what comes out of a file to its size: what deflate packs at best
@@ -232,12 +230,12 @@ def _listing(walk: _Walk, fields: Sequence[Field], paths: Sequence[str], names: 
         table = pa.table({n: typed(table.column(n).combine_chunks()) for n in table.column_names})
     class_names: tuple[str, ...] | None = None
     if isinstance(open_rows(paths[0]), ParquetRows):
-        table, class_names = _hugging_face(paths[0], table)
+        table, class_names = described(paths[0], table)
     if not fields and not table.num_columns:
         left = "; ".join(f"{name} {why}" for name, why in kinds.left.items())
         raise SourceError(f"no column that can be a field ({left or 'there are none'})", path=paths[0])
     counts = [[block.n_rows for block in blocks] for blocks in walk.blocks]
-    split_names, split_of = _splits(names, [sum(own) for own in counts])
+    split_names, split_of = file_splits(names, [sum(own) for own in counts])
     listing = Listing(
         keys=_Keys(tuple(names), tuple(sum(own) for own in counts)),
         sizes=np.concatenate(walk.sizes) + 8 * table.num_columns,
@@ -253,7 +251,7 @@ def _listing(walk: _Walk, fields: Sequence[Field], paths: Sequence[str], names: 
         listing, table = replace(listing.take(good), bad=bad), table.take(pa.array(good))
     columns, notices = columns_of(table, shown)
     if class_names is not None:
-        columns = [_named(column, class_names) for column in columns]
+        columns = [named(column, class_names) for column in columns]
     return with_columns(replace(listing, notices=(*listing.notices, *notices)), columns, shown)
 
 
@@ -276,46 +274,3 @@ class _Keys(Sequence[str]):
                 return f"{name}#{row}"
             row -= n
         raise IndexError(i)
-
-
-def _splits(names: Sequence[str], counts: Sequence[int]) -> tuple[tuple[str, ...], Ints | None]:
-    """Splits as Hugging Face names their files: `train-00000-of-00002.parquet`, `test.csv`. One split alone is none."""
-    found = []
-    for name in names:
-        word = re.match(r"[a-z]+", os.path.basename(name).lower())
-        found.append(SPLIT_OF_FOLDER.get(word[0] if word else "", ""))
-    if "" in found or len(set(found)) < 2:
-        return (), None
-    splits = tuple(dict.fromkeys(found))
-    return splits, np.repeat([splits.index(split) for split in found], counts)
-
-
-def _hugging_face(path: str, table: pa.Table) -> tuple[pa.Table, tuple[str, ...] | None]:
-    """The table with its class column named `label`, and the classes' names, if Hugging Face's datasets wrote the file."""
-    metadata = ParquetRows(path).file.schema_arrow.metadata or {}
-    try:
-        features = json.loads(metadata.get(b"huggingface", b"{}"))["info"]["features"]
-        classes = {
-            n: f["names"] for n, f in features.items() if f.get("_type") == "ClassLabel" and n in table.column_names
-        }
-        if len(classes) != 1:
-            classes = {"label": classes["label"]}
-        ((name, names),) = classes.items()
-        class_names = tuple(map(str, names))
-    except (KeyError, ValueError, TypeError, AttributeError):  # another program's metadata, or none
-        return table, None
-    if "label" not in table.column_names:
-        table = table.rename_columns(["label" if n == name else n for n in table.column_names])
-    return table, class_names
-
-
-def _named(column: Column, class_names: tuple[str, ...]) -> Column:
-    values = column.values
-    if (
-        column.field.kind != "label"
-        or isinstance(values, Ragged)
-        or values.min() < 0
-        or values.max() >= len(class_names)
-    ):
-        return column
-    return column._replace(field=replace(column.field, class_names=class_names))
