@@ -67,14 +67,16 @@ def convert(
     """Convert a folder of images or arrays, or a table file, into a dataset.
 
     Args:
-        source: folder of images (class folders are labels) or .npy files; or one .npy, .npz or .h5 of N rows.
+        source: folder of images, .npy files or texts (class folders are labels), or of TIFF scenes; one .npy, .npz or .h5
+            of N rows; CSV, TSV, JSON Lines, Parquet or WebDataset tars, one file or a folder of them.
         out: folder to make; the same call again continues an interrupted conversion.
         format: "tfrecord" or "hdf5".
         split: fractions by name, {"train": 0.9, "val": 0.1} or "train=0.9,val=0.1"; split folders are found by themselves.
         encode: "keep" (bytes untouched), "jpeg[:Q]", "png", "webp[:Q]" or "raw".
         resize: N (short side, never enlarged) or "HxW"; of tiles, after they were cut.
         tile: "HxW", cuts pictures into tiles: keys `path#y,x`, columns tile_y and tile_x, all of a picture in one split.
-        window: rows, cuts .npy arrays along axis 0: keys `path#start`, column window_start, all of a file in one split.
+        window: rows, cuts .npy arrays, or those in a table's rows, along axis 0: keys `path#start`, column window_start, all
+            of a file or row in one split.
         stride: "HxW" from one tile to the next, or rows from one window to the next; by default they lie side by side.
             The last one is shifted inwards.
         compression: of arrays: "auto", "none", "zlib[:L]" (tfrecord), "gzip[:L]", "lzf", "zstd[:L]", "lz4", "blosc2" (hdf5).
