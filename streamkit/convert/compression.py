@@ -1,11 +1,11 @@
 """--compression auto: a sample of the arrays goes through every codec of the format, and what pays is kept.
 
-A codec pays where it leaves at most WANTED_RATIO of the bytes, and where reading what is left and decoding it take less
-time than reading everything. The ratio is measured; the speeds are fixed figures, so that the choice hangs on the data,
-the options and the codecs' libraries alone, and the same command gives the same bytes on every machine. How fast they
-decode here and now is measured too, to be shown, and has no part in the choice.
+A codec pays where it leaves at most WANTED_RATIO of the bytes, and where reading what is left and decoding it take at most
+WANTED_COST of the time that reading everything takes. The ratio is measured; the speeds are fixed figures, so that the
+choice hangs on the data, the options and the codecs' libraries alone, and the same command gives the same bytes on every
+machine. How fast they decode here and now is measured too, to be shown, and has no part in the choice.
 
-    >>> trials = [Trial("none", 1.0, None), Trial("gzip", 0.50, None), Trial("lz4", 0.55, None), Trial("zstd", 0.8, None)]
+    >>> trials = [Trial(codec, ratio, 65536) for codec, ratio in (("none", 1), ("gzip", 0.5), ("lz4", 0.55), ("zstd", 0.8))]
     >>> [round(trial.cost * 1e9, 1) for trial in trials]     # nanoseconds a byte
     [10.0, 7.5, 6.5, 9.7]
     >>> best(trials).codec
@@ -30,12 +30,14 @@ from streamkit.sources.headers import same_split
 
 CODECS = {"tfrecord": ("zlib",), "hdf5": ("gzip", "lzf", "zstd", "lz4", "blosc2")}
 WANTED_RATIO = 0.75
+WANTED_COST = 0.9
 # What a core's share of a disk or of a network brings [B/s]. Source: one request to S3 brings 85 to 90 MB/s (Best practices
 # design patterns: optimizing Amazon S3 performance), a hard disk 150 to 250, a solid one over 500.
 READ_SPEED = 100e6
 # Decoded bytes a second and core, shuffle undone too [B/s]: rounded medians over random walks, weather, telemetry, class
 # maps and noise in chunks of 64 KB on an AMD EPYC, with `arrays.decode_chunk` and `arrays.inflate`.
 DECODE_SPEED = {"zlib": 200e6, "gzip": 400e6, "lzf": 400e6, "zstd": 600e6, "lz4": 1000e6, "blosc2": 1000e6}
+CALL_S = 2e-6  # what a decoder's call costs besides its bytes [s], measured there on arrays of 16 bytes
 
 _SAMPLE_NBYTES = 1 << 20
 _BLOCK_NBYTES = 1 << 20  # of a sample, and of a chunk of samples, that is larger, the beginning
@@ -49,18 +51,21 @@ class Trial:
     Attributes:
         codec: its name as an option, or "none".
         ratio: stored bytes a byte of the sample.
+        block_nbytes: what is decoded in one call, on average [B].
         decode_speed: decoded bytes a second, as measured now [B/s]; None for "none".
     """
 
     codec: str
     ratio: float
-    decode_speed: float | None
+    block_nbytes: float
+    decode_speed: float | None = None
 
     @property
     def cost(self) -> float:
         """Time to read and decode a byte, by the fixed figures [s]."""
-        decoding = 1 / DECODE_SPEED[self.codec] if self.codec != "none" else 0.0
-        return self.ratio / READ_SPEED + decoding
+        if self.codec == "none":
+            return self.ratio / READ_SPEED
+        return self.ratio / READ_SPEED + 1 / DECODE_SPEED[self.codec] + CALL_S / self.block_nbytes
 
 
 class Choice(NamedTuple):
@@ -73,8 +78,10 @@ class Choice(NamedTuple):
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The cheapest of "none", which comes first, and of those that shrink the sample enough."""
-    return min((t for t in trials if t.codec == "none" or t.ratio <= WANTED_RATIO), key=lambda trial: trial.cost)
+    """The cheapest of those that pay; else the first, which is "none"."""
+    none = trials[0]
+    paying = [t for t in trials if t.ratio <= WANTED_RATIO and t.cost <= WANTED_COST * none.cost]
+    return min(paying, key=lambda trial: trial.cost, default=none)
 
 
 def choose(source: Source, listing: Listing, options: Options) -> Choice:
@@ -84,11 +91,11 @@ def choose(source: Source, listing: Listing, options: Options) -> Choice:
     fields = [f for f in listing.schema if f.kind == "array" and f.name not in listing.arrays and f.sample_nbytes]
     if options.format == "hdf5":
         fields = [f for f in fields if f.fixed]  # the others lie flat, which no filter acts on
-    n_samples = nbytes = 0
+    n_samples = n_blocks = nbytes = 0
     stored = dict.fromkeys(CODECS[options.format], 0)
     seconds = dict.fromkeys(stored, 0.0)
     for n, field, block in _blocks(source, listing, fields, options.format):
-        n_samples, nbytes = n, nbytes + block.nbytes
+        n_samples, n_blocks, nbytes = n, n_blocks + 1, nbytes + block.nbytes
         for codec in stored:
             data, decode = _packed(block, field, codec)
             started = time.perf_counter()
@@ -97,8 +104,9 @@ def choose(source: Source, listing: Listing, options: Options) -> Choice:
             stored[codec] += len(data)
     if not nbytes:
         return Choice("none")
-    packed = (Trial(codec, stored[codec] / nbytes, nbytes / max(seconds[codec], 1e-9)) for codec in stored)
-    trials = (Trial("none", 1.0, None), *packed)
+    size = nbytes / n_blocks
+    packed = (Trial(codec, stored[codec] / nbytes, size, nbytes / max(seconds[codec], 1e-9)) for codec in stored)
+    trials = (Trial("none", 1.0, size), *packed)
     return Choice(best(trials).codec, trials, n_samples, nbytes)
 
 

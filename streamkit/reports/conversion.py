@@ -53,7 +53,7 @@ def compression_table(choice: Choice | None) -> list[str]:
     """Lines that say what --compression auto chose and why; none where nothing was tried.
 
     >>> from streamkit.convert.compression import Trial
-    >>> trials = (Trial("none", 1.0, None), Trial("gzip", 0.5, 4e8))
+    >>> trials = (Trial("none", 1.0, 65536), Trial("gzip", 0.5, 65536, 4e8))
     >>> print(*compression_table(Choice("gzip", trials, 16, 1 << 20)), sep="\\n")
     compression gzip, by 16 samples (1.0 MB), reading at 100 MB/s:
     codec  size   read and decode  decoded here and now
