@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import threading
 import uuid
 import weakref
@@ -252,4 +253,29 @@ _REASONS = {
 def os_error(error: OSError, path: str | os.PathLike[str]) -> StreamkitError:
     """The ResourceError that says what the operating system refused, and what to do."""
     what, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), "Check the disk, then run it again."))
+    if error.errno == errno.EFBIG and (limit := resource.getrlimit(resource.RLIMIT_FSIZE)[0]) >= 0:
+        what = f"{what} ({limit} bytes)"
+    if error.errno == errno.ENOSPC:
+        what = _full(Path(path)) or what
     return ResourceError(what, path=path, hint=hint)
+
+
+def _full(path: Path) -> str | None:
+    """What a full device lacks, and how much is left."""
+    there = next((folder for folder in path.absolute().parents if folder.exists()), None)
+    if there is None:
+        return None
+    facts = os.statvfs(there)
+    free, mount = device(there)
+    if facts.f_files and not facts.f_favail:
+        return f"no inodes left at {mount}, of which every file takes one"
+    return f"no space left on the device: {free} bytes are free at {mount}"
+
+
+def device(path: Path) -> tuple[int, Path]:
+    """Bytes that this user may still write where `path` lies, and where that is mounted."""
+    facts = os.statvfs(path)
+    mount = path.absolute()
+    while not mount.is_mount() and mount != mount.parent:
+        mount = mount.parent
+    return facts.f_bavail * facts.f_frsize, mount

@@ -151,7 +151,7 @@ def test_workers_of_other_libraries_are_refused(tmp_path: Path, monkeypatch: pyt
     source = class_folders(tmp_path / "src", {"a": 3})
     there = iter([execution.libraries() | {"h5py": "2.0"}])
     monkeypatch.setattr(execution, "libraries", lambda: next(there, {"h5py": "3.0"}))
-    with ThreadPoolExecutor(1) as pool, pytest.raises(ResourceError, match="h5py 3[.]0 .2[.]0 at") as caught:
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ResourceError, match="has h5py 3") as caught:
         streamkit.convert(source, tmp_path / "out", format="tfrecord", executor=pool)
     assert "same libraries" in str(caught.value)
 

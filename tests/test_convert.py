@@ -663,6 +663,7 @@ for last in range(1, 1000):
 CALLS = "replace rename unlink rmdir"
 
 
+@pytest.mark.fault(2)
 @pytest.mark.parametrize(
     ("format", "mode", "calls"),
     [
@@ -711,6 +712,7 @@ def until_writing(process: subprocess.Popen[str], out: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.fault(1)
 @both
 def test_killed_at_random_moments(slow_source: Path, tmp_path: Path, format: str) -> None:
     """FAULTS 1: kill -9 of the parent alone, then of the whole process group; run again until it is through."""
@@ -736,6 +738,7 @@ def test_killed_at_random_moments(slow_source: Path, tmp_path: Path, format: str
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+@pytest.mark.fault(3)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted_by_the_user(slow_source: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     """FAULTS 3: soon, in one line that says how to go on, and no traceback from any worker."""
@@ -807,6 +810,7 @@ CHANGES: dict[str, list[str]] = {
 }
 
 
+@pytest.mark.fault(16)
 @pytest.mark.parametrize("option", CHANGES)
 @pytest.mark.parametrize("finished", [True, False])
 def test_other_options_are_another_dataset(
@@ -887,6 +891,7 @@ def test_after_mending_the_source_the_run_continues(tmp_path: Path, format: str,
     assert digests(tmp_path / "out") == digests(tmp_path / "fresh")
 
 
+@pytest.mark.fault(11)
 def test_the_lock(many_photos: Path, tmp_path: Path, capsys: Any) -> None:
     """FAULTS 11: the second converter gets 7 at once, and hears who holds the folder."""
     out = tmp_path / "out"
@@ -926,6 +931,7 @@ def test_a_lock_file_alone_is_no_lock(many_photos: Path, tmp_path: Path) -> None
     assert not (out / ".streamkit").exists()
 
 
+@pytest.mark.fault(13)
 @both
 def test_overwrite_keeps_the_old_one_until_the_new_one_is_whole(many_photos: Path, tmp_path: Path, format: str) -> None:
     out = tmp_path / "out"
@@ -1027,6 +1033,7 @@ def test_a_split_whose_items_are_all_skipped(tmp_path: Path, format: str) -> Non
 # Resources
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize(("format", "workers"), [("tfrecord", 1), ("tfrecord", 2), ("hdf5", 1)])
 def test_a_file_size_limit_is_a_clear_error(many_photos: Path, tmp_path: Path, format: str, workers: int) -> None:
     """FAULTS 5 and 9: exit 5 names the file; with room again the same command continues to the same bytes."""
@@ -1067,6 +1074,7 @@ def test_a_limit_inside_compressed_chunks_is_a_clear_error(tmp_path: Path) -> No
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+@pytest.mark.fault(14)
 def test_a_killed_worker_is_a_clear_error(many_photos: Path, tmp_path: Path) -> None:
     """FAULTS 14."""
     script = """
@@ -1088,6 +1096,7 @@ sys.exit(main(sys.argv[1:]))
     assert cli(*args).returncode == 0
 
 
+@pytest.mark.fault(10)
 def test_an_output_that_cannot_be_made(many_photos: Path, tmp_path: Path) -> None:
     """FAULTS 10."""
     with pytest.raises(StreamkitError) as caught:

@@ -92,11 +92,13 @@ def run_in_pool(jobs: Iterator[Job], n_workers: int, tick: Progress | None) -> I
     context = multiprocessing.get_context("fork" if alone else "spawn")
     pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_die_with, initargs=(os.getpid(),))
     running: dict[Future[Any], Job] = {}
+    processes: dict[int, Any] = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 warns of NumPy's idle threads when forking
             for job in jobs:
                 running[pool.submit(run_job, job)] = job
+                processes |= pool._processes
                 while len(running) >= 2 * n_workers:
                     yield from _collect(running, tick)
             while running:
@@ -108,12 +110,14 @@ def run_in_pool(jobs: Iterator[Job], n_workers: int, tick: Progress | None) -> I
                 f"worker processes ended while writing {files}",
                 hint='In a script, put the call under `if __name__ == "__main__":`, or pass workers=1.',
             ) from None
+        codes = {-process.exitcode for process in processes.values() if (process.exitcode or 0) < 0}
+        by = f" by signal {min(codes)}" if codes else ""  # the pool ends the others with 15
         raise ResourceError(
-            f"a worker process was killed while writing {files}",
+            f"a worker process was killed{by} while writing {files}",
             hint="Out of memory? Lower --workers or --shard-size and run it again: it continues.",
         ) from None
     except (KeyboardInterrupt, SystemExit):
-        for process in list(pool._processes.values()):  # shards under way are dropped; the next run writes them again
+        for process in processes.values():  # shards under way are dropped; the next run writes them again
             process.terminate()
         raise
     finally:

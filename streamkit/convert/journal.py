@@ -77,9 +77,11 @@ class Journal:
 
     def __init__(self, out: Path, identity: Mapping[str, Any], anew: bool = False) -> None:
         self.out, self.folder, self.identity, self.anew = out, out / WORK_FOLDER, identity, anew
+        self.before = ""  # who held the lock and never finished
 
     def __enter__(self) -> Journal:
         self._lock = Lock(self.out).__enter__()
+        self.before = self._lock.before
         try:
             self._check_identity()
         except BaseException:

@@ -35,6 +35,7 @@ class Lock:
 
     def __init__(self, out: Path) -> None:
         self.out, self.folder = out, out / WORK_FOLDER
+        self.before = ""  # who held it and did not end well
 
     def __enter__(self) -> Lock:
         path = self.folder / _NAME
@@ -49,10 +50,16 @@ class Lock:
             self._file.seek(0)
             holder = self._file.read().strip() or "another process"
             self._file.close()
-            raise BusyError(f"{holder} is converting into this folder", path=self.out, hint="Wait for it.") from None
+            raise BusyError(
+                f"{holder} is converting into this folder",
+                path=self.out,
+                hint=f"Wait for it; if its machine is known to be dead, remove {path}.",
+            ) from None
         if not path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
             self._file.close()
             raise self._just_ended()
+        self._file.seek(0)
+        self.before = self._file.read().strip()
         self._file.truncate(0)
         started = time.strftime("%Y-%m-%d %H:%M:%S")
         self._file.write(f"process {os.getpid()} on {socket.gethostname()} since {started}\n")

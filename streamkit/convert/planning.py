@@ -58,7 +58,13 @@ class Survey:
         there = NOTHING if before is None else before.there(options)
         plan = make_plan(listing, options, shard_format(options.format).extension, sizes, there)
         notices = (*listing.notices, *_remarks(schema, options, listing))
-        return Planned(schema, plan, plan if before is None else before.plan(plan), compression, notices)
+        whole = plan if before is None else before.plan(plan)
+        return Planned(schema, plan, whole, compression, notices, self._least_nbytes(schema))
+
+    def _least_nbytes(self, schema: Schema) -> int | None:
+        """What is stored as it is takes at least as much room as in the source; of anything else who knows."""
+        as_is = all(field.encoding in ("raw", "mixed") for field in schema.payloads) and not self.options.reencodes
+        return int(self.items.listing.sizes.sum()) if as_is and self.items.sizes is None else None
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Planned:
         whole: these and the shards that are there already.
         compression: what --compression came to, and why.
         notices: what the user should know of it.
+        nbytes: room that the new shards take at least [B], where it is known.
     """
 
     schema: Schema
@@ -78,6 +85,7 @@ class Planned:
     whole: Plan
     compression: Choice
     notices: tuple[str, ...]
+    nbytes: int | None = None
 
 
 def look(src: Path, final: Path, options: Options, beside: tuple[Path | None, Path | None], append: bool) -> Survey:

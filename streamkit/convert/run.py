@@ -28,9 +28,10 @@ from streamkit.convert.planning import Planned, Survey, look
 from streamkit.convert.publish import publish
 from streamkit.convert.quarantine import check_folder, folder_of, set_aside
 from streamkit.convert.report import Report, nothing_new, unchanged
+from streamkit.convert.room import lying_there, need_room, need_writable
 from streamkit.convert.writing import Writing, bad_items
 from streamkit.errors import BusyError, SourceError, UsageError
-from streamkit.manifest import WORK_FOLDER, Manifest
+from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.sources import BadItem, Source
 from streamkit.storage import os_error, sync_folder
 
@@ -134,6 +135,8 @@ def convert(
     place = os.path.abspath if way.elsewhere else os.fspath  # other processes may be at home elsewhere
     src, final = Path(place(source)), Path(os.path.abspath(out))
     check_paths(src, final)
+    if not dry_run and not (final / FILE_NAME).exists():
+        need_writable(final)
     if on_bad == "quarantine":
         check_folder(src, final)
     finish_swap(final)
@@ -206,6 +209,8 @@ def _convert(survey: Survey, way: Way, dry_run: bool) -> Report:
     if dry_run:
         return report
     target = final if not way.overwrite else final.with_name(f".{final.name}.new")
+    if planned.nbytes is not None:
+        need_room(target, planned.nbytes - lying_there(target, (shard.file for shard in planned.plan.shards)))
     try:
         return _write(survey, planned, way, report, target)
     except OSError as error:
@@ -240,8 +245,9 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
             swap(target, final)
         journal.remove(final)
         sync_folder(final)
+        begun = (f"went on with what {journal.before} began",) if journal.before else ()
     leaks = tuple(copy for copy in copies if copy.leaks and options.on_duplicate == "keep")
-    return replace(report, manifest=manifest, skipped=bad, leaks=leaks, notices=(*report.notices, *notices))
+    return replace(report, manifest=manifest, skipped=bad, leaks=leaks, notices=(*report.notices, *begun, *notices))
 
 
 def _still_bad(

@@ -23,6 +23,7 @@ from streamkit.convert.duplicates import COLUMN, content_column, content_digest
 from streamkit.convert.encode import IMAGE_FACTS, Encoder
 from streamkit.convert.journal import Part, chunk_table, summarise, write_part
 from streamkit.convert.options import Options
+from streamkit.errors import ResourceError
 from streamkit.index import column, strings
 from streamkit.manifest import WORK_FOLDER, Shard
 from streamkit.schema import Schema
@@ -131,6 +132,13 @@ def run_job(job: Job, progress: Callable[[int], None] | None = None) -> Part | t
         return job.run(progress)
     except _GaveUp as gave_up:
         return gave_up.bad
+    except MemoryError:
+        raise ResourceError(
+            "out of memory while writing this shard",
+            shard=job.file,
+            key=job.keys[0] if len(job.keys) == 1 else None,
+            hint="Lower --workers or --shard-size and run it again: it continues.",
+        ) from None
 
 
 def file_digest(path: Path) -> str:

@@ -10,6 +10,7 @@ passed over; links that leave the folder are bad items; anything that is no regu
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -220,16 +221,20 @@ class TextFolder:
 
 
 def read_file(path: str) -> bytes:
-    """The whole file."""
+    """The whole file, as it was at one time. OSError: it cannot be read, or changed meanwhile."""
     fd = os.open(path, os.O_RDONLY)  # a third of the cost of open()
     try:
-        size = os.fstat(fd).st_size
+        before = os.fstat(fd)
+        size = before.st_size
         data = os.read(fd, size + 1)  # one byte more: a file that grew shows itself
         while len(data) < size:
             more = os.read(fd, size - len(data))
             if not more:
                 break
             data += more
+        after = os.fstat(fd)
+        if len(data) != size or after.st_size != size or after.st_mtime_ns != before.st_mtime_ns:
+            raise OSError(errno.ESTALE, "changed while it was read: run it again once nobody writes to it")
         return data
     finally:
         os.close(fd)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.errors import ResourceError
 from streamkit.schema import MAX_NDIM
 
 HEADER_NBYTES = 10_000
@@ -92,9 +93,15 @@ def open_header(path: str | os.PathLike[str]) -> Header:
 
 
 def load(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
-    """The whole array, as stored."""
-    with open(path, "rb") as file:
-        return parse(file.read())
+    """The whole array, as stored. Raises ResourceError: it does not fit in memory."""
+    try:
+        with open(path, "rb") as file:
+            return parse(file.read())
+    except MemoryError:
+        size = os.path.getsize(path)
+        raise ResourceError(
+            f"out of memory: this file has {size} bytes", path=path, hint="Lower --workers, or cut it with --window."
+        ) from None
 
 
 def parse(data: bytes) -> npt.NDArray[Any]:
