@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import numpy as np
 import PIL.Image
 import pytest
 from converting import encoded, noise, picture, png_chunk, rotated, with_exif, write_files
+from hypothesis import given
+from hypothesis import strategies as st
 
 import streamkit
-from streamkit.codecs import image
+from streamkit.codecs import exif, image
 from streamkit.codecs.image import BadImage
 
 
@@ -98,3 +101,28 @@ def test_exif_behind_the_pixels_turns_a_png_too(orientation: int) -> None:
     data = late_exif(orientation)
     assert image.probe(data).orientation == orientation
     np.testing.assert_array_equal(image.decode(data, channels=3), image.upright(picture(12, 20), orientation))
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("orientation", [*range(1, 9), 0, 9, 700])
+def test_a_jpeg_s_orientation_is_pillow_s(byte_order: str, orientation: int) -> None:
+    """Read past Pillow, from blocks of both byte orders, behind other segments."""
+    block = struct.pack(f"{byte_order}HHIHxx", 0x0112, 3, 1, orientation)
+    tiff = {"<": b"II*\0", ">": b"MM\0*"}[byte_order] + struct.pack(f"{byte_order}IH", 8, 1) + block + bytes(4)
+    segment = b"\xff\xe1" + struct.pack(">H", 8 + len(tiff)) + b"Exif\0\0" + tiff
+    data = encoded(picture(8, 12), "JPEG", comment=b"Exif\0\0 in a comment is none")
+    data = data[:2] + b"\xff\xfe\0\x06ABCD\xff" + segment + data[2:]
+    with PIL.Image.open(io.BytesIO(data)) as opened:
+        expected = opened.getexif().get(0x0112, 1)
+    expected = expected if 1 <= expected <= 8 else 1
+    assert image.probe(data).orientation == expected == exif.jpeg_orientation(data)
+
+
+@given(st.binary(max_size=200), st.integers(0, 60))
+def test_any_bytes_have_some_orientation(noise: bytes, cut: int) -> None:
+    """Whatever the block holds, the answer is one of eight or left to Pillow; and no exception."""
+    whole = rotated(picture(6, 9), 6)
+    at = whole.index(b"Exif\0\0") + min(cut, 40)
+    data = whole[:at] + noise + whole[at + len(noise) :]
+    assert exif.jpeg_orientation(data) in (None, *range(1, 9))
+    assert exif.jpeg_orientation(memoryview(data)) == exif.jpeg_orientation(data)

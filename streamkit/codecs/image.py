@@ -37,6 +37,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from streamkit.codecs.exif import jpeg_orientation
 from streamkit.codecs.pillow import FORMATS as FORMATS
 from streamkit.codecs.pillow import MAX_PIXELS as MAX_PIXELS
 from streamkit.codecs.pillow import BadImage as BadImage
@@ -263,10 +264,10 @@ def _scratch_for(nbytes: int) -> Pixels:
 
 
 def _orientation(data: Any) -> int:
-    """EXIF orientation of a JPEG; Pillow is asked only where the marker is there at all."""
-    head = bytes(data[:65536])
-    if b"Exif\0\0" not in head:
-        return 1
+    """EXIF orientation of a JPEG; Pillow is asked where its block is odd."""
+    found = jpeg_orientation(data)
+    if found is not None:
+        return found
     try:
         with opened(data, 1 << 62) as picture:
             return orientation_of(picture, data)
