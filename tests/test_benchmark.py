@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import child, data, growth, measure, plot, report, tasks
+from benchmarks import child, conversion, data, growth, measure, plot, report, tasks
 from benchmarks.contenders import NAMES
 from benchmarks.tasks import TASKS, Target
 from converting import ROOT
@@ -100,6 +100,17 @@ def test_the_readme_claims_what_the_kept_results_say_and_nothing_else() -> None:
     flat = report.kept("growth")
     text = report.section(report.load(), growth.sentence(flat) if flat else "")
     assert report.rewritten(readme, text) == readme
+
+
+def test_bounds_of_a_conversion_are_judged_by_medians() -> None:
+    seconds = {"import": 0.5, "tar": 1, "cheapest decode": 3, "check header": 1.9, "check decode": 4, "again": 11}
+    ways = {name: {"cpu": [9.0, s, s], "wall": [s, s, 99.0]} for name, s in seconds.items()}
+    ways["check decode, 2 workers"] = {"cpu": [4.0], "wall": [2.0]}
+    facts = {"task": "conversion", "facts": {"rounds": 3, "load": [0.1, 2.0]}, "photos": 4000, "ways": ways}
+    found = conversion.bounds(facts)
+    assert [round(value, 2) for _, value, _, _ in found] == [1.9, 1.4, 0.89, 2.0, 11.0]
+    assert [met for *_, met in found] == [False, True, True, True, False]
+    assert "| 1,000 | 2.0 | 64 MiB |" in conversion.table(facts | {"memory": [[1000, 2.0, 64.0]]})
 
 
 def test_growth_is_told_in_one_sentence_and_drawn() -> None:

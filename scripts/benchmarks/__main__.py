@@ -16,10 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import growth, measure, report
+from benchmarks import conversion, growth, measure, report
 from benchmarks.contenders import NAMES
 from benchmarks.environments import ROOT
 from benchmarks.tasks import TASKS, chosen
+
+OTHERS: dict[str, Any] = {"conversion": conversion, "growth": growth}  # tasks that no peer takes part in
 
 
 def arguments() -> argparse.Namespace:
@@ -48,13 +50,15 @@ def arguments() -> argparse.Namespace:
 
 def listing() -> str:
     tasks = [f"{task.name:18} {task.title}" for task in TASKS.values()]
-    return "\n".join([*tasks, f"{'growth':18} {growth.TITLE}", "", f"contenders: {', '.join(NAMES)}"])
+    return "\n".join(
+        [*tasks, *(f"{name:18} {room.TITLE}" for name, room in OTHERS.items()), "", f"contenders: {', '.join(NAMES)}"]
+    )
 
 
 def print_tables(results: Sequence[Mapping[str, Any]]) -> None:
     for result in results:
-        print(growth.table(result) if result["task"] == "growth" else report.table(result), end="\n\n")
-    print(report.targets([result for result in results if result["task"] != "growth"]))
+        print(OTHERS.get(result["task"], report).table(result), end="\n\n")
+    print(report.targets([result for result in results if result["task"] not in OTHERS]))
 
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -71,6 +75,8 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"{name} ...", file=sys.stderr)
             if name == "growth":
                 result = growth.run(work, args.rounds, args.scale)
+            elif name == "conversion":
+                result = conversion.run(args.data, work, args.rounds, args.scale)
             else:
                 result = measure.run(TASKS[name], contenders, args.data, work, args.rounds, args.scale)
                 if TASKS[name].data not in {TASKS[later].data for later in names[i + 1 :] if later in TASKS}:
@@ -91,8 +97,8 @@ def main() -> None:
         print(listing())
         return
     if args.table:
-        kept = report.kept("growth")
-        print_tables([*report.load(), *([kept] if kept else [])])
+        kept = [result for name in OTHERS if (result := report.kept(name)) is not None]
+        print_tables([*report.load(), *kept])
     elif args.save or not args.readme:
         results = measured(args)
         if args.json:

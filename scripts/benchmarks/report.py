@@ -29,7 +29,7 @@ def kept(name: str) -> Result | None:
 
 
 def load() -> list[Result]:
-    """Saved results of all tasks but growth, in the tasks' order."""
+    """Saved results of TASKS, in the tasks' order."""
     return [result for name in TASKS if (result := kept(name)) is not None]
 
 
