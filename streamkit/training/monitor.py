@@ -160,7 +160,7 @@ class MemoryMonitor(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: Any = None) -> None:
         self._begun, self._epoch_at = time.perf_counter(), len(self.samples)
-        self._file = None if self.path is None else open(self.path, "a", newline="")
+        self._file = None if self.path is None else Path(self.path).open("a", newline="")  # noqa: SIM115  till the end
         if self._file is not None and not self._file.tell():
             csv.writer(self._file).writerow(["seconds", *(field.name for field in fields(Memory))])
         self._ended = threading.Event()

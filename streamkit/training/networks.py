@@ -77,9 +77,8 @@ def network(design: Design, shape: Shape, dtype: str, n_classes: int) -> Any:
     kind = KINDS.get(len(shape))
     if kind not in TAKES[design.model]:
         fitting = ", ".join(name for name, kinds in TAKES.items() if kind in kinds) or "none"
-        raise UsageError(
-            f"{design.model} takes {' or '.join(TAKES[design.model])}, and samples have shape {shape}; fitting: {fitting}"
-        )
+        takes = " or ".join(TAKES[design.model])
+        raise UsageError(f"{design.model} takes {takes}; samples have shape {shape}", hint=f"What fits: {fitting}.")
     if design.model in ("lstm", "text_cnn") and (design.remat or design.conv is not None):
         raise UsageError(f"{design.model} has no stages of convolutions, so conv and remat do nothing to it")
     made = {"images": _images, "series": _series, "tokens": _tokens}[str(kind)](design, shape)
