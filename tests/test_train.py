@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "train.py"
 NUMBER = r"\d+\.\d{4}"
 VALIDATED = rf"epoch (\d+)/(\d+) loss: {NUMBER} accuracy: {NUMBER} val_loss: {NUMBER} val_accuracy: {NUMBER} "
-COST = r"images/s: \d+ data_wait: \d+\.\d%"
+COST = r"images/s: \d+ data_wait: \d+\.\d% step: \d+\.\dms host: \d+MB"
 # As on a machine without TensorFlow: nothing finds it.
 WITHOUT_TENSORFLOW = """
 import runpy, sys
@@ -130,6 +131,61 @@ def test_a_run_goes_on_in_its_folder(images: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.keras", "last.keras", "state.npz"]
 
 
+def test_every_technique_in_one_run(images: Path, tmp_path: Path) -> None:
+    """On two devices of JAX, which a CPU can pretend to be."""
+    pytest.importorskip("jax")
+    logs, page = tmp_path / "logs", tmp_path / "report.html"
+    memory = ("--batch-size", "auto:32", "--memory-limit", "100MB", "--remat", "--norm", "group")
+    smaller = ("--prune", "0.5", "--low-rank", "0.9", "--fine-tune", "1", "--quantize", "int8")
+    out = ("--log-dir", logs, "--profile", "--report", page)
+    network = (
+        "--model",
+        "small_cnn",
+        "--conv",
+        "separable",
+        "--width",
+        "0.25",
+        "--image-size",
+        "8x8",
+        "--devices",
+        "2",
+    )
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "KERAS_BACKEND": "jax"}
+    run = train(images, "--epochs", "3", *memory, *smaller, *out, *network, **devices)
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"^batch size 32 x 1 = 32: a step takes \d+ MB of 100 MB$", run.stderr, re.M)
+    found = run.stdout.splitlines()
+    assert [line.split(": ")[0] for line in found[3:]] == ["trained", "low rank 0.9", "int8 (Keras)"]
+    assert all(re.fullmatch(VALIDATED + COST, line) for line in found[:3])
+    assert "int8: Keras leaves " in run.stderr
+    for name in ("epochs.csv", "memory.csv"):
+        head, *rows = list(csv.reader((logs / name).open()))
+        assert len(rows) >= 3 and all(len(row) == len(head) for row in rows)
+    assert list((logs / "profile").rglob("*.xplane.pb")) and list(logs.rglob("events.out.tfevents.*"))
+    text = page.read_text()
+    assert "low rank 0.9" in text and "http://" not in text and "https://" not in text
+
+
+def test_ragged_texts_as_tokens(tmp_path: Path) -> None:
+    """Half of the texts hold token 7 somewhere; they are padded batch by batch."""
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    for number in range(240):
+        with_seven = number % 2
+        tokens = rng.choice([1, 2, 3, 4, 5, 6, 8, 9], size=rng.integers(3, 30)).astype(np.int64)
+        if with_seven:
+            tokens[rng.integers(len(tokens))] = 7
+        file = tmp_path / "raw" / ("with" if with_seven else "without") / f"{number:03d}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, tokens)
+    streamkit.convert(
+        tmp_path / "raw", tmp_path / "out", format="tfrecord", split={"train": 0.8, "val": 0.2}, workers=1
+    )
+    run = train(tmp_path / "out", "--epochs", "6", "--batch-size", "16", "--rate", "0.01", "--backend", "torch")
+    last = lines(run, VALIDATED + COST, 6)[-1]
+    assert float(last.split("val_accuracy: ")[1].split()[0]) >= 0.95
+
+
 def test_damage_keeps_its_exit_code(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(images, out)
@@ -187,6 +243,12 @@ def test_what_cannot_be_trained_is_refused_in_one_line(images: Path, tmp_path: P
     series = ROOT / "sample_data" / "series" / "train"
     streamkit.convert(series, tmp_path / "series", format="tfrecord", workers=1)
     assert refusal(tmp_path / "series", "--image-size", "32x32").startswith("train: --image-size is for images")
+    torch = ("--backend", "torch")
+    assert "resnet takes images" in refusal(tmp_path / "series", "--model", "resnet", *torch)
+    assert "keeps moving averages" in refusal(tmp_path / "series", "--remat", *torch)
+    assert refusal(tmp_path / "series", "--devices", "2", *torch).startswith(
+        "train: --devices 2: Keras on PyTorch trains on one"
+    )
 
 
 def test_help_shows_an_example() -> None:

@@ -1,0 +1,266 @@
+"""What tells and saves memory while training: the monitor, the search for a batch size, rematerialisation, the report."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import hypothesis.strategies as st
+import keras
+import numpy as np
+import pytest
+from hypothesis import given
+
+import streamkit
+from streamkit.reports.training import facts_of, write_report
+from streamkit.training import monitor as monitoring
+from streamkit.training import peaks
+from streamkit.training.batching import Batch, largest_batch
+from streamkit.training.comparing import Row
+from streamkit.training.memory import Estimate
+from streamkit.training.monitor import MemoryMonitor, read_memory
+from streamkit.training.networks import Design, network
+from streamkit.training.rematerializing import Remat
+
+X, Y = np.zeros((8, 2), np.float32), np.zeros((8, 1), np.float32)
+
+
+def tiny() -> Any:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    return model
+
+
+# The monitor
+
+
+def test_peaks_reach_the_logs_and_every_reading_the_file(tmp_path: Path) -> None:
+    monitor = MemoryMonitor(tmp_path / "memory.csv", live=True)
+    lived: list[Any] = []
+    see = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: lived.append(logs["host_mb"]))
+    log = keras.callbacks.CSVLogger(tmp_path / "epochs.csv")
+    history = tiny().fit(X, Y, epochs=3, batch_size=4, verbose=0, callbacks=[monitor, see, log]).history
+    assert len(lived) == 6 and len(history["host_mb"]) == 3
+    assert max(memory.host_nbytes for _, memory in monitor.samples) == max(history["host_mb"]) * 1e6
+    with open(tmp_path / "memory.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["host_nbytes"]) for row in rows] == [memory.host_nbytes for _, memory in monitor.samples]
+    assert "host_mb" in (tmp_path / "epochs.csv").read_text().splitlines()[0]
+
+
+def test_host_memory_grows_with_what_is_allocated() -> None:
+    before = read_memory().host_nbytes
+    block = np.ones(50_000_000, np.uint8)
+    assert read_memory().host_nbytes - before > 0.9 * block.nbytes
+
+
+class FakeNvml(SimpleNamespace):
+    """Two GPUs of 100 and 200 MB; this process has 30 MB of the second."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, refuses: bool = False) -> None:
+        mine = SimpleNamespace(pid=os.getpid(), usedGpuMemory=30_000_000)
+        processes = [SimpleNamespace(pid=1, usedGpuMemory=9), mine]
+        super().__init__(
+            nvmlInit=lambda: None,
+            nvmlDeviceGetHandleByIndex=lambda number: number,
+            nvmlDeviceGetHandleByUUID=lambda name: int(name[-1]),
+            nvmlDeviceGetMemoryInfo=lambda gpu: SimpleNamespace(used=100_000_000 * (gpu + 1)),
+            nvmlDeviceGetComputeRunningProcesses=lambda gpu: self._refuse(refuses) or processes,
+            nvmlDeviceGetUtilizationRates=lambda gpu: SimpleNamespace(gpu=40),
+        )
+
+    def _refuse(self, refuses: bool) -> None:
+        if refuses:
+            raise self.NVMLError("not in a container")
+
+
+@pytest.mark.parametrize(
+    "visible, refuses, expected",
+    [
+        ("1,0", False, (200_000_000, 30_000_000, 0.4)),
+        ("GPU-uuid-0", False, (100_000_000, 30_000_000, 0.4)),
+        ("1", True, (200_000_000, None, None)),
+        ("-1", False, (None, None, None)),
+    ],
+)
+def test_a_gpu_is_read_through_nvml(
+    monkeypatch: pytest.MonkeyPatch, visible: str, refuses: bool, expected: tuple[Any, ...]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(refuses))
+    monitoring.gpu_handle.cache_clear()
+    try:
+        now = read_memory()
+        found = (now.device_nbytes, now.process_nbytes, now.utilisation)
+        logs = monitoring._summary([now])
+    finally:
+        monitoring.gpu_handle.cache_clear()
+    assert found == expected
+    known = next((n for n in (expected[1], expected[0]) if n is not None), None)
+    assert logs.get("device_mb") == (known and known / 1e6)
+    assert logs.get("gpu_busy") == expected[2]
+
+
+# The batch size
+
+
+@given(st.integers(1, 5000))
+def test_sizes_divide_the_update_and_double(update: int) -> None:
+    found = peaks.sizes(update)
+    assert found[-1] == update and all(update % n == 0 for n in found)
+    assert all(b >= 2 * a for a, b in itertools.pairwise(found))
+    assert not [n for n in range(1, found[0]) if update % n == 0 and 2 * n <= found[0]]
+
+
+@given(st.integers(0, 12), st.integers(0, 13))
+def test_the_largest_that_fits_is_found(n: int, fitting: int) -> None:
+    asked: list[int] = []
+
+    def fits(candidate: int) -> bool:
+        asked.append(candidate)
+        return candidate < fitting
+
+    assert peaks.largest(list(range(n)), fits) == (min(n, fitting) - 1 if min(n, fitting) else None)
+    assert len(asked) <= n.bit_length()
+
+
+def test_failed_allocations_are_told_from_other_errors() -> None:
+    exhausted = type("ResourceExhaustedError", (Exception,), {})
+    for error in (MemoryError(), exhausted("OOM when allocating"), RuntimeError("RESOURCE_EXHAUSTED: 3 GB")):
+        assert peaks.is_out_of_memory(error)
+    assert not peaks.is_out_of_memory(ValueError("shapes differ"))
+
+
+class Hungry:
+    """Stands for a model whose step of n samples takes n times 2 MB, and is killed or refused from some n on."""
+
+    def __init__(self, killed_at: int = 10**9, refused_at: int = 10**9) -> None:
+        self.killed_at, self.refused_at = killed_at, refused_at
+
+    def train_on_batch(self, x: Any, y: Any) -> None:
+        if len(x) >= self.killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does for lack of memory
+        if len(x) >= self.refused_at:
+            raise MemoryError
+        np.ones(len(x) * 2_000_000, np.uint8)
+
+
+def hungry(accumulate: int) -> Any:
+    return Hungry()
+
+
+def killed(accumulate: int) -> Any:
+    return Hungry(killed_at=16)
+
+
+def refused(accumulate: int) -> Any:
+    return Hungry(refused_at=8)
+
+
+def broken(accumulate: int) -> Any:
+    raise ValueError(f"no model for {accumulate}")
+
+
+@pytest.mark.parametrize("build, limit, size", [(hungry, 100_000_000, 32), (killed, 10**12, 8), (refused, 10**12, 4)])
+def test_batches_grow_in_another_process_until_one_does_not_fit(
+    monkeypatch: pytest.MonkeyPatch, build: Any, limit: int, size: int
+) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")  # in the other process, which then is there at once
+    found = largest_batch(build, (X, Y), 64, limit)
+    assert (found.size, found.how, found.size * found.accumulate) == (size, "ran", 64)
+    assert 2_000_000 * size <= found.nbytes <= limit
+
+
+def test_a_model_that_cannot_be_made_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    with pytest.raises(streamkit.StreamkitError, match="ValueError: no model for 2"):
+        largest_batch(broken, (X, Y), 4, 10**9)
+
+
+def wide(accumulate: int) -> Any:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(5000), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(gradient_accumulation_steps=accumulate), "mse")
+    return model
+
+
+def test_the_compiler_of_jax_is_asked_and_the_answer_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jax")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    limit, began = 8_000_000, time.perf_counter()
+    found = largest_batch(wide, (X, Y), 1024, limit, remember={"model": "wide"})
+    took, began = time.perf_counter() - began, time.perf_counter()
+    assert found.how == "compiled" and found.size * found.accumulate == 1024
+    assert found.nbytes <= limit and 2 * found.size * 5000 * 4 > limit / 4
+    assert largest_batch(broken, (X, Y), 1024, limit, remember={"model": "wide"}) == found
+    assert time.perf_counter() - began < took / 5
+    with pytest.raises(streamkit.ResourceError, match="one sample a step takes"):
+        largest_batch(wide, (X, Y), 4, 1000)
+
+
+# Rematerialisation
+
+
+@pytest.mark.parametrize("model", ["small_cnn", "resnet"])
+def test_computing_again_changes_no_weight(model: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 255, (16, 8, 8, 3)).astype(np.uint8), rng.integers(0, 3, 16)
+    found = []
+    for remat in (False, True):
+        keras.utils.set_random_seed(0)
+        twin = network(Design(model, width=0.25, norm="group", remat=remat), (8, 8, 3), "uint8", 3)
+        twin.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        twin.fit(x, y, batch_size=8, epochs=2, verbose=0, shuffle=False)
+        found.append(twin.get_weights())
+    for plain, again in zip(*found, strict=True):
+        np.testing.assert_allclose(plain, again, atol=1e-5)
+    twin.save(tmp_path / "remat.keras")
+    loaded = keras.models.load_model(tmp_path / "remat.keras")
+    np.testing.assert_array_equal(loaded.predict_on_batch(x), twin.predict_on_batch(x))
+
+
+def test_layers_with_state_or_chance_are_refused() -> None:
+    layers = keras.layers
+    cases = [
+        (layers.BatchNormalization(), "moving averages"),
+        (layers.Dropout(0.1), "random numbers"),
+        (layers.GaussianNoise(0.1), "random numbers"),
+        (keras.Sequential([layers.Dense(2), layers.Dropout(0.5)]), r"dropout.* \(Dropout\)"),
+        (layers.LSTM(2, dropout=0.5), "random numbers"),
+        (layers.LSTM(2, stateful=True), "state"),
+        (layers.TimeDistributed(layers.BatchNormalization()), "moving averages"),
+    ]
+    for layer, reason in cases:
+        with pytest.raises(streamkit.UsageError, match=reason):
+            Remat([layers.Dense(2), layer])
+    Remat([layers.Dense(2), layers.LayerNormalization(), layers.LSTM(2)])
+
+
+# The report
+
+
+def test_the_report_holds_what_was_measured_and_nothing_from_outside(tmp_path: Path) -> None:
+    monitor = MemoryMonitor()
+    history = tiny().fit(X, Y, epochs=2, verbose=0, callbacks=[monitor]).history
+    row = Row("</script><b>pruned", 10, 40, 20, 100.0, 0.5)
+    write_report(tmp_path / "r.html", {"dataset": "some/out"}, history, monitor, Estimate(1, 2, 3, 4), [row])
+    text = (tmp_path / "r.html").read_text()
+    assert (
+        "<title>out: training</title>" in text and "</script><b>" not in text and "//" not in text.split("<script>")[0]
+    )
+    many = [(float(i), {"host_nbytes": i}) for i in range(5000)]
+    found = facts_of({}, {"loss": [1.0]}, many, [], [])
+    assert len(found["memory"]["host_nbytes"]) <= 1000 and found["seconds"] == 4999.0
+
+
+def test_a_batch_says_how_many_make_an_update() -> None:
+    assert Batch(32, 256, 1, "ran").accumulate == 8
