@@ -369,6 +369,14 @@ def test_windows_of_the_rows_of_a_table(tmp_path: Path, format: str, name: str) 
             np.testing.assert_array_equal(found[row["key"]], whole[i, start : start + 8])
 
 
+def test_windows_of_split_folders(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        (tmp_path / "src" / split / "a").mkdir(parents=True)
+        np.save(tmp_path / "src" / split / "a" / "long.npy", np.zeros((10, 2), np.float32))
+    found = convert(tmp_path / "src", tmp_path / "out", window="4", stride="3")
+    assert found.n_items == 6
+
+
 def test_windows_of_an_array_stay_in_one_split(tmp_path: Path) -> None:
     for i in range(10):
         (tmp_path / "src").mkdir(exist_ok=True)

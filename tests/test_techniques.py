@@ -13,6 +13,7 @@ from hypothesis import given
 
 import streamkit
 from streamkit.training import estimate, fit
+from streamkit.training.comparing import compare, compare_model
 from streamkit.training.factoring import low_rank, separable
 from streamkit.training.pruning import (
     ConstantSparsity,
@@ -23,6 +24,8 @@ from streamkit.training.pruning import (
     prune,
     sparsity,
 )
+from streamkit.training.quantizing import int8, stored_nbytes, tflite, tflite_call
+from streamkit.training.searching import Choice, score, search
 from streamkit.training.shrinking import shrink
 
 BATCH = 64
@@ -155,6 +158,8 @@ def test_pruning_on_a_schedule_keeps_what_pruning_at_once_loses(
     fit(gradual, train, epochs=8, run_dir=tmp_path, verbose=0, callbacks=[Prune(schedule, scope="global")])
     assert sparsity(gradual) == pytest.approx(0.9, abs=1e-4)
     assert accuracy(gradual, val) >= before - 0.02
+    shares = [float((keras.ops.convert_to_numpy(v) == 0).mean()) for v in kernels(gradual)]
+    assert max(shares) - min(shares) > 0.1  # layers differ in what they can do without
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -266,6 +271,61 @@ def test_factoring_at_full_rank_changes_nothing(padding: str, strides: int) -> N
     apart = separable(model)
     assert type(apart.layers[0]) is keras.layers.SeparableConv2D
     np.testing.assert_allclose(apart.predict_on_batch(x), model.predict_on_batch(x), rtol=1e-3, atol=1e-3)
+
+
+# Eight bits
+
+
+def test_int8_says_what_it_leaves_and_keeps_the_accuracy(digits: tuple[Any, Any], dense: Any, tmp_path: Path) -> None:
+    model, before = dense
+    small, left = int8(model)
+    assert left == tuple(layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
+    assert stored_nbytes(small) < stored_nbytes(model) / 2
+    row = compare_model("int8", small, [digits[1][0]])
+    assert row.accuracy >= before - 0.01 and row.deflated_nbytes < row.nbytes == stored_nbytes(small)
+    small.save(tmp_path / "small.keras")
+    assert accuracy(keras.models.load_model(tmp_path / "small.keras"), digits[1]) == row.accuracy
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tflite_makes_everything_int8(digits: tuple[Any, Any], dense: Any) -> None:
+    if keras.backend.backend() != "tensorflow":
+        with pytest.raises(streamkit.UsageError, match="through TensorFlow"):
+            tflite(dense[0], [])
+        return
+    train, val = digits
+    model, before = dense
+    content = tflite(model, [train[i][0] for i in range(3)])
+    row = compare("TFLite", tflite_call(content), [val[0]], model.count_params(), content)
+    assert row.accuracy >= before - 0.01
+    assert row.nbytes < stored_nbytes(model) / 3
+
+
+# Search
+
+
+def test_a_search_prices_size_and_goes_on_where_it_was(digits: tuple[Any, Any], tmp_path: Path) -> None:
+    pytest.importorskip("keras_tuner")
+    train, val = digits
+    built: list[Choice] = []
+
+    def build(choice: Choice) -> Any:
+        built.append(choice)
+        n = int(32 * choice.width)
+        layers = [keras.layers.Flatten(), keras.layers.Dense(n, activation="relu"), keras.layers.Dense(10)]
+        return compiled(keras.Sequential([keras.Input((8, 8, 1)), *layers]), rate=choice.rate)
+
+    def run() -> tuple[Choice, list[dict[str, Any]]]:
+        return search(build, train.as_keras(), val.as_keras(), len(train), tmp_path, epochs=3, price=0.05)
+
+    best, trials = run()
+    scores = [trial["score"] for trial in trials]
+    assert scores == sorted(scores, reverse=True) and len(trials) >= 3
+    assert all(t["score"] == pytest.approx(score(t["val_accuracy"], 1e6 * t["kept_mb"], 0.05)) for t in trials)
+    assert best.rate == trials[0]["rate"] and best.sparsity == trials[0]["sparsity"]
+    n_built = len(built)
+    assert run() == (best, trials)
+    assert len(built) - n_built < 3  # Keras Tuner builds one to learn the space; none is trained again
 
 
 def test_an_estimate_counts_what_a_step_keeps() -> None:

@@ -246,9 +246,8 @@ def test_what_cannot_be_trained_is_refused_in_one_line(images: Path, tmp_path: P
     torch = ("--backend", "torch")
     assert "resnet takes images" in refusal(tmp_path / "series", "--model", "resnet", *torch)
     assert "keeps moving averages" in refusal(tmp_path / "series", "--remat", *torch)
-    assert refusal(tmp_path / "series", "--devices", "2", *torch).startswith(
-        "train: --devices 2: Keras on PyTorch trains on one"
-    )
+    line = refusal(tmp_path / "series", "--devices", "2", *torch)
+    assert line.startswith("train: --devices 2: Keras on PyTorch trains on one device. ")
 
 
 def test_help_shows_an_example() -> None:
