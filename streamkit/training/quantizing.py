@@ -18,7 +18,7 @@ import contextlib
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -41,9 +41,9 @@ def int8(model: Any) -> tuple[Any, tuple[str, ...]]:
     """
     small = keras.models.clone_model(model)
     small.set_weights(model.get_weights())
-    leaves = list(_leaves(small))
+    small.compiled, small.optimizer = False, None  # a clone has both, and an optimizer of float kernels is not loaded again
     left = []
-    for layer in leaves:
+    for layer in _leaves(small):
         try:
             layer.quantize("int8")
         except NotImplementedError:  # how a layer says that it has no int8 form
@@ -57,7 +57,7 @@ def stored_nbytes(model: Any) -> int:
     return sum(np.asarray(keras.ops.convert_to_numpy(v)).nbytes for v in model.variables)
 
 
-def _leaves(model: Any) -> Iterable[Any]:
+def _leaves(model: Any) -> Iterator[Any]:
     for layer in [*getattr(model, "layers", ()), *getattr(model, "stretch", ())]:
         if hasattr(layer, "layers") or hasattr(layer, "stretch"):
             yield from _leaves(layer)
