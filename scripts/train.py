@@ -491,7 +491,6 @@ def train(args: argparse.Namespace) -> None:
     rows = smaller_forms(args, model, job, data, val, ways)
     if args.report is not None:
         from streamkit.reports.training import write_report
-
         from streamkit.training import estimate
 
         facts = {"dataset": args.out, "model": design.model, "backend": backend, "precision": args.precision}

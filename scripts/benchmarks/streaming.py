@@ -67,7 +67,13 @@ def opening(out: Path) -> dict[str, Any]:
     times = [[first(step + 64 * i) for step in steps] for i in range(5)]
     late = median(b - a for a, b in times)
     size = held / loader.n_samples
-    return {"rows": loader.n_samples, "open_s": opened, "open_cpu_s": spent, "bytes_a_row": size, "resume_later_s": late}
+    return {
+        "rows": loader.n_samples,
+        "open_s": opened,
+        "open_cpu_s": spent,
+        "bytes_a_row": size,
+        "resume_later_s": late,
+    }
 
 
 def crops(folder: Path, work: Path) -> dict[str, Any]:

@@ -20,7 +20,9 @@ EXAMPLE = "streamkit convert photos/ out/ --format tfrecord --split train=0.9,va
 
 
 def arguments(p: argparse.ArgumentParser) -> None:
-    p.add_argument("source", metavar="SRC", help="folder of images, arrays or texts, or a file or folder of rows or tars")
+    p.add_argument(
+        "source", metavar="SRC", help="folder of images, arrays or texts, or a file or folder of rows or tars"
+    )
     p.add_argument("out", metavar="OUT", help="folder to make")
     p.add_argument("--format", required=True, choices=("tfrecord", "hdf5"))
     p.add_argument("--split", metavar="NAME=F,...", help="stratified fractions, such as train=0.9,val=0.1")

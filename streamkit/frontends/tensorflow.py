@@ -12,7 +12,7 @@ import itertools
 import pickle
 import weakref
 from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import tensorflow as tf
@@ -70,12 +70,13 @@ class _Iterations:
 
     def begin(self) -> np.int64:
         """Begin one; its number. Raises UsageError for a rest of an epoch where whole ones were promised."""
-        if isinstance(self._loader, bytes):
-            self._loader = pickle.loads(self._loader)  # packed by `pack`, never read from anywhere
-        if self._whole and self._loader.resumed:
+        loader = self._loader
+        if isinstance(loader, bytes):
+            loader = self._loader = cast("Stream", pickle.loads(loader))  # packed by `pack`, never read from anywhere
+        if self._whole and loader.resumed:
             raise UsageError("resume the loader before as_tf(): this dataset has promised whole epochs")
         number = next(self._numbers)
-        self._begun[number] = iter(self._loader)
+        self._begun[number] = loader.__iter__()
         return np.int64(number)
 
     def proceed(self, number: np.int64) -> list[Any]:

@@ -63,7 +63,9 @@ class _DataLoader(torch.utils.data.DataLoader[Any]):
         loader = self.dataset.loader
         exact = not (loader.skips_bad and loader.batch_size is None)  # single samples that are bad are left out
         if exact and n < len(loader) - start:  # PyTorch itself says nothing
-            raise ResourceError(f"workers handed over {n} of {len(loader) - start} batches: /dev/shm was full", hint=_SHM)
+            raise ResourceError(
+                f"workers handed over {n} of {len(loader) - start} batches: /dev/shm was full", hint=_SHM
+            )
 
 
 _SHM = "Make /dev/shm larger (docker run --shm-size), or pass num_workers=0: the loader has threads of its own."

@@ -41,7 +41,10 @@ def int8(model: Any) -> tuple[Any, tuple[str, ...]]:
     """
     small = keras.models.clone_model(model)
     small.set_weights(model.get_weights())
-    small.compiled, small.optimizer = False, None  # a clone has both, and an optimizer of float kernels is not loaded again
+    small.compiled, small.optimizer = (
+        False,
+        None,
+    )  # a clone has both, and an optimizer of float kernels is not loaded again
     left = []
     for layer in _leaves(small):
         try:
