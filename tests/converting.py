@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,31 @@ def class_folders(root: Path, n_a_class: Mapping[str, int], size: tuple[int, int
             seed += 1
             write_files(root, {f"{name}/{i:04d}.jpg": encoded(picture(*size, seed=seed), "JPEG")})
     return root
+
+
+def example(tf: Any, **features: Any) -> bytes:
+    """A serialised tf.train.Example by TensorFlow itself: bytes, str, ints and floats, or lists of them."""
+    made = {}
+    for name, value in features.items():
+        values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
+        values = [v.encode() if isinstance(v, str) else v for v in values]
+        if not values:
+            made[name] = tf.train.Feature()
+        elif isinstance(values[0], bytes):
+            made[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+        elif isinstance(values[0], (float, np.floating)):
+            made[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
+        else:
+            made[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    return bytes(tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString())
+
+
+def write_records(tf: Any, path: Path, records: Iterable[bytes], compression: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tf.io.TFRecordWriter(str(path), compression) as writer:
+        for record in records:
+            writer.write(record)
+    return path
 
 
 # Datasets, read by other means than streamkit's

@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from converting import ROOT, class_folders, python
+from converting import ROOT, class_folders, example, python, write_records
 
 import streamkit.reports.bench as measuring
 from streamkit.cli import main, parser
@@ -41,18 +41,25 @@ def test_every_command_in_the_readme_parses() -> None:
 
 def test_how_to_has_the_usual_jobs() -> None:
     titles = re.findall(r"^### (.*)", HOW_TO, re.M)
-    for word in ("images", "RAM", "HDF5", "stop", "GPUs", "speed", "memory"):
+    for word in ("images", "CSV", "RAM", "TFRecords", "HDF5", "stop", "GPUs", "speed", "memory"):
         assert any(word in title for title in titles), word
 
 
 def test_how_to_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line of the section, in its order, in one folder; data and `model` are all that is given."""
-    keras = pytest.importorskip("keras")
+    keras, tf = pytest.importorskip("keras"), pytest.importorskip("tensorflow")
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "photos", {"cat": 12, "dog": 8}, size=(40, 48))
     (tmp_path / "series").mkdir()
     with h5py.File("data.h5", "w") as file:
         file["x"], file["y"] = np.random.default_rng(0).normal(size=(40, 16)), np.arange(40) % 2
+    class_folders(tmp_path, {"pictures": 12}, size=(40, 48))
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    rows = [f"{name},{'ab'[i % 2]},{20 + i},p{i // 3}" for i, name in enumerate(names)]
+    Path("labels.csv").write_text("\n".join(["file,label,age,patient", *rows]))
+    pictures = [(tmp_path / "pictures" / name).read_bytes() for name in names]
+    records = [example(tf, pixels=picture, **{"class": i % 2}) for i, picture in enumerate(pictures)]
+    write_records(tf, Path("old.tfrecord"), records)
     model = keras.Sequential([keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(2)])
     model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     given: dict[str, Any] = {"model": model}

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 import reading
-from converting import class_folders, digests, encoded, picture, python, write_files
+from converting import class_folders, digests, encoded, example, picture, python, write_files, write_records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,31 +33,6 @@ Loader = streamkit.Loader
 @pytest.fixture(scope="module")
 def tf() -> Any:
     return pytest.importorskip("tensorflow")
-
-
-def example(tf: Any, **features: Any) -> bytes:
-    """A serialised tf.train.Example by TensorFlow itself: bytes, str, ints and floats, or lists of them."""
-    made = {}
-    for name, value in features.items():
-        values = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value]
-        values = [v.encode() if isinstance(v, str) else v for v in values]
-        if not values:
-            made[name] = tf.train.Feature()
-        elif isinstance(values[0], bytes):
-            made[name] = tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-        elif isinstance(values[0], (float, np.floating)):
-            made[name] = tf.train.Feature(float_list=tf.train.FloatList(value=values))
-        else:
-            made[name] = tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    return bytes(tf.train.Example(features=tf.train.Features(feature=made)).SerializeToString())
-
-
-def write_records(tf: Any, path: Path, records: Iterable[bytes], compression: str = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tf.io.TFRecordWriter(str(path), compression) as writer:
-        for record in records:
-            writer.write(record)
-    return path
 
 
 def in_order(out: Path, **options: Any) -> Any:
