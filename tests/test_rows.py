@@ -382,6 +382,9 @@ def test_tensorflow_and_h5py_read_texts(tmp_path: Path) -> None:
     batches = streamkit.dataset(tmp_path / "tf", batch_size=8, fields=("text", "label"))
     assert batches.element_spec[0] == tf.TensorSpec((None,), tf.string)
     assert {t.decode() for x, _ in batches for t in x.numpy()} == {row["text"] for row in rows}
+    texts, _ = streamkit.sequence(tmp_path / "tf", batch_size=8, fields=("text", "label"))[0]
+    loader = streamkit.Loader(tmp_path / "tf", batch_size=8, fields=("text", "label"))
+    assert [text.decode() for text in np.asarray(texts)] == loader[0][0].tolist()
 
 
 def test_the_reader_of_a_file_is_known_by_its_suffix() -> None:

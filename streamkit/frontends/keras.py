@@ -91,7 +91,7 @@ class Batches(keras.utils.PyDataset):
             if self._epochs.begun and self._n_threads and self._n_ahead:
                 self._read_ahead(index)
             epoch = self._epochs.current
-        return self._make(epoch, index) if made is None else made.result()
+        return _with_texts(self._make(epoch, index) if made is None else made.result())
 
     def _read_ahead(self, index: int) -> None:
         if self._pool is None:
@@ -154,3 +154,14 @@ def as_keras(loader: Stream, **options: Any) -> Batches:
             hint="Iterate the loader or loader.as_tf() instead.",
         )
     return Batches(loader, **options)
+
+
+def _with_texts(batch: Any) -> Any:
+    """The batch; on TensorFlow its texts as tensors, because Keras takes no NumPy array of texts."""
+    if keras.backend.backend() != "tensorflow":
+        return batch
+    return keras.tree.map_structure(_text, batch)
+
+
+def _text(values: Any) -> Any:
+    return keras.ops.convert_to_tensor(values, "string") if getattr(values, "dtype", None) == object else values
