@@ -41,10 +41,8 @@ def int8(model: Any) -> tuple[Any, tuple[str, ...]]:
     """
     small = keras.models.clone_model(model)
     small.set_weights(model.get_weights())
-    small.compiled, small.optimizer = (
-        False,
-        None,
-    )  # a clone has both, and an optimizer of float kernels is not loaded again
+    # A clone is compiled like its model, and the optimizer of its float kernels could not be loaded again.
+    small.compiled, small.optimizer = False, None
     left = []
     for layer in _leaves(small):
         try:
