@@ -238,6 +238,7 @@ def test_two_converters_and_a_lock_left_behind(slow_source: Path, tmp_path: Path
     first = start(*args)
     lock = tmp_path / "out" / ".streamkit" / "lock"
     until(lambda: lock.exists() and bool(lock.read_text()), first)
+    os.kill(first.pid, signal.SIGSTOP)  # at work for as long as the second one needs
     second = cli(*args)
     assert second.returncode == 7, second.stderr
     assert f"process {first.pid} on {os.uname().nodename} since 2" in second.stderr and str(lock) in second.stderr
