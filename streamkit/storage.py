@@ -97,7 +97,8 @@ class Files:
                     self._in_use[name] -= 1
 
     def _evict(self) -> None:
-        for name in list(self._fds)[: max(0, len(self._fds) - MAX_OPEN)]:
+        n_most = min(MAX_OPEN, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))  # several loaders at once
+        for name in list(self._fds)[: max(0, len(self._fds) - n_most)]:
             if name not in self._in_use:
                 os.close(self._fds.pop(name))
 
@@ -152,7 +153,6 @@ class Maps:
         for i in np.flatnonzero(self._sizes).tolist():
             with files._lease(names[i]) as fd:
                 self._bases[i] = native.map_file(fd, int(self._sizes[i]))
-        files.close()  # a map needs no descriptor
         weakref.finalize(self, _unmap, native.unmapper(), self._bases, self._sizes).atexit = False
 
     def read(

@@ -106,15 +106,15 @@ def test_frontends_leave_no_thread_and_no_descriptor(made: Path, way: str) -> No
             batches.on_epoch_end()
 
     stop("break")  # what frameworks start once, they keep
-    assert reading.settles(lambda: not reading.our_threads() and not reading.descriptors_in(made))
+    assert reading.settles(lambda: not reading.our_threads() and not reading.descriptors_in(made), 30)
     before = reading.n_descriptors()
     for how in ("break", "raise"):
         try:
             stop(how)
         except ZeroDivisionError:
             pass
-    assert reading.settles(lambda: not reading.our_threads() and not reading.descriptors_in(made))
-    assert reading.settles(lambda: reading.n_descriptors() <= before)
+    assert reading.settles(lambda: not reading.our_threads() and not reading.descriptors_in(made), 30)
+    assert reading.settles(lambda: reading.n_descriptors() <= before, 30)
 
 
 def test_ctrl_c_ends_a_loop_at_once_and_quietly(made: Path) -> None:
