@@ -16,6 +16,7 @@ from streamkit.convert.lock import Lock
 from streamkit.convert.options import Options
 from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
+from streamkit.storage import sync_folder
 
 
 def check_paths(src: Path, out: Path) -> None:
@@ -85,4 +86,5 @@ def swap(new: Path, final: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(new, final)
+    sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,7 @@
 >>> with open(out + "/val-00000.h5", "r+b") as file:
 ...     _ = file.seek(30_000), file.write(b"?????")
 >>> [(problem.file, problem.record) for problem in verify(out).problems]
-[('val-00000.h5', 40)]
+[('val-00000.h5', 41)]
 """
 
 from __future__ import annotations

@@ -16,10 +16,8 @@ h5py lays out the file; payload bytes of contiguous datasets are then written at
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -33,6 +31,7 @@ from crc32c import crc32c
 from streamkit.errors import DamagedError
 from streamkit.schema import Field, Schema
 from streamkit.shards.chunked import chunk_places, own_dataset, write_chunked
+from streamkit.shards.new_file import new_file
 from streamkit.shards.record import Places, Record, range_columns
 
 _MAX_ATTRIBUTE_NBYTES = 60_000
@@ -51,15 +50,10 @@ class HDF5:
     def write_shard(self, path: Path, schema: Schema, records: Iterable[Record]) -> Places:
         rows = list(records)
         n = len(rows)
-        _make_room(path, sum(len(row.payloads[f.name]) for f in schema.payloads for row in rows))
-        try:
-            with h5py.File(path, "w", libver="earliest", track_order=False) as file:
-                addresses = {f.name: _create(file, f, rows) for f in schema.payloads}
-                for field in schema.columns:
-                    _write_column(file, field, [row.columns[field.name] for row in rows])
-        except RuntimeError as error:  # what h5py makes of a write that fails while closing
-            number = re.search(r"errno = (\d+)", str(error))
-            raise OSError(int(number[1]) if number else errno.EIO, str(error).splitlines()[0]) from None
+        with new_file(path) as file:
+            addresses = {f.name: _create(file, f, rows) for f in schema.payloads}
+            for field in schema.columns:
+                _write_column(file, field, [row.columns[field.name] for row in rows])
         ranges: dict[str, npt.NDArray[Any]] = {}
         fd = os.open(path, os.O_RDWR)
         try:
@@ -93,20 +87,6 @@ class HDF5:
             reason = str(error) or type(error).__name__
             raise DamagedError(f"cannot be read as a shard: {reason}", shard=path.name) from None
         return Places(n, ranges | chunk_ranges, chunks)
-
-
-def _make_room(path: Path, nbytes: int) -> None:
-    """Let a full disk or a file size limit show itself before libhdf5 meets it.
-
-    After a write that fails while closing, libhdf5 keeps its file open and takes the process down at exit. Chunks count
-    with their size before compression, because the size after it is not known yet.
-    """
-    nbytes += nbytes // 64 + (1 << 16)  # layout and columns
-    with open(path, "wb") as file:
-        file.truncate(nbytes)
-    disk = os.statvfs(path.parent)
-    if disk.f_bavail * disk.f_frsize < nbytes:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _create(file: Any, field: Field, rows: Sequence[Record]) -> int:

@@ -28,6 +28,7 @@ from streamkit.errors import DamagedError
 from streamkit.schema import Field, Schema
 from streamkit.shards.chunked import own_dataset
 from streamkit.shards.hdf5 import is_flat, make_group, write_class_names
+from streamkit.shards.new_file import new_file
 
 
 def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -> None:
@@ -38,7 +39,7 @@ def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -
         shards: (file name, samples), in order.
     """
     total = sum(n for _, n in shards)
-    with h5py.File(path, "w", libver="earliest") as out:
+    with new_file(path) as out:
         for field in schema:
             make_group(out, field.name)
             if is_flat(field) or field.kind == "string":
@@ -79,7 +80,7 @@ def _join_flat(out: Any, folder: Path, field: Field, shards: Sequence[tuple[str,
                 described = own_dataset(file, field.name).attrs.get("streamkit", described)
                 if f"{field.name}_shapes" in file:
                     shapes.append(own_dataset(file, f"{field.name}_shapes")[:])
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # RuntimeError: h5py's, of a file that cannot be closed
             raise DamagedError(f"cannot be read as a shard: {error}", shard=name) from None
     sources = [(name, size) for (name, _), size in zip(shards, sizes, strict=True)]
     dataset = _create_virtual(out, field.name, np.dtype(np.uint8), (sum(sizes),), sources)
