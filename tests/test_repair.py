@@ -113,6 +113,49 @@ def test_what_was_skipped_stays_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "hdf5"])
+def test_a_dataset_that_was_grown(tmp_path: Path, format: str) -> None:
+    """Whatever was appended when: shards come back from a source that holds their items, and only their tables cannot."""
+    late = "a" if format == "tfrecord" else ""  # a class that came later; HDF5 shards name those of their time
+
+    def pictures(first: int, last: int) -> dict[str, bytes]:
+        names = [f"{'cab'[i % 3] if late else 'cb'[i % 2]}/{i:02d}.png" for i in range(first, last)]
+        return {name: encoded(picture(9, 9, seed=int(name[2:4]))) for name in names}
+
+    options: dict[str, Any] = {
+        "format": format,
+        "shard_size": 1500,
+        "workers": 1,
+        "split": {"train": 0.75, "val": 0.25},
+    }
+    path = tmp_path / "out"
+    source = write_files(tmp_path / "src", {k: v for k, v in pictures(0, 24).items() if k[0] != late})
+    streamkit.convert(source, path, **options)
+    for last in (24, 36):
+        write_files(source, pictures(0, last))
+        streamkit.convert(source, path, **options, append=True)
+    assert streamkit.open(path).class_names == ["b", "c", *late] and streamkit.verify(path, full=True).ok
+    whole, before = digests(path), contents(path)
+    shards = [shard.file for split in streamkit.open(path).splits.values() for shard in split.shards]
+    for file in (shards[0], shards[-1]):
+        reading.flip(path / file, 300)
+    (path / shards[1]).unlink()
+    write_files(source, pictures(36, 40))  # what came since is no hindrance
+    with pytest.raises(SourceError, match="are not in this source"):
+        streamkit.repair(path, source=write_files(tmp_path / "new", pictures(24, 36)), workers=1)
+    done = streamkit.repair(path, source=source, workers=1)
+    assert set(done.rewritten) == {shards[0], shards[1], shards[-1]} and digests(path) == whole
+    index = path / streamkit.open(path).splits["train"].index
+    reading.flip(index, 60)
+    with pytest.raises(DamagedError, match="grown by --append"):
+        streamkit.repair(path, source=source, workers=1)
+    reading.flip(index, 60)
+    reading.flip(path / shards[-1], 300)
+    lost = {p.key for p in streamkit.repair(path, drop=True).lost}
+    assert streamkit.verify(path, full=True).ok
+    assert contents(path) == {key: value for key, value in before.items() if key not in lost}
+
+
+@pytest.mark.parametrize("format", ["tfrecord", "hdf5"])
 def test_labels_and_masks_are_given_again(tmp_path: Path, format: str) -> None:
     source = write_files(tmp_path / "src", {f"{i}.png": encoded(picture(9, 9, seed=i)) for i in range(24)})
     masks = write_files(tmp_path / "masks", {f"{i}.png": encoded(picture(9, 9, 1, seed=i)) for i in range(24)})

@@ -72,7 +72,11 @@ class Before:
 
     def keys(self) -> set[str]:
         """Keys of all samples."""
-        return {key for name in self.manifest.splits for key in self._table(name, ["key"]).column("key").to_pylist()}
+        return {key for name in self.manifest.splits for key in self.keys_of(name)}
+
+    def keys_of(self, split: str) -> list[str]:
+        """Keys of a split's samples, in the order of its shards."""
+        return list(self._table(split, ["key"]).column("key").to_pylist())
 
     def there(self, options: Options) -> There:
         """What the plan of new items must respect."""
@@ -103,12 +107,13 @@ class Before:
         listing = items.listing.take(rows)
         return Items(
             items.source,
-            self._with_classes(listing),
+            self.with_classes(listing),
             None if items.infos is None else [items.infos[i] for i in rows.tolist()],
             None if items.sizes is None else items.sizes[rows],
         )
 
-    def _with_classes(self, listing: Listing) -> Listing:
+    def with_classes(self, listing: Listing) -> Listing:
+        """Items with the dataset's class numbers; SourceError where they have other fields."""
         old = self.manifest.schema
         mine, theirs = ({(f.name, f.kind, f.dtype, len(f.shape)) for f in schema} for schema in (listing.schema, old))
         if mine != theirs:

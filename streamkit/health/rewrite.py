@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from streamkit import index
+from streamkit.convert.append import Before
 from streamkit.convert.items import Items, find_items
 from streamkit.convert.journal import Journal, Part
 from streamkit.convert.measure import measure
@@ -36,6 +37,7 @@ from streamkit.convert.writing import Writing
 from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.health.check import Check, Progress
 from streamkit.health.drop import without_damaged
+from streamkit.health.grown import check_tables, plan_there
 from streamkit.health.report import Problem
 from streamkit.index import ADOPT_AGAIN
 from streamkit.manifest import WORK_FOLDER, Manifest, Split
@@ -118,6 +120,7 @@ def repair(
             finally:
                 if lock.folder.exists():  # it goes with the old folder where a new one took its place
                     lock.remove()
+                    sync_folder(root)
     except OSError as error:
         raise os_error(error, error.filename or root) from error
     n_samples = sum(split.samples for split in manifest.splits.values())
@@ -142,13 +145,22 @@ class _Again:
         self.workers, self.progress = workers, progress
         self.staging = root / WORK_FOLDER / "repair"
         self.options = _options(manifest)
-        self.items = _same_items(source, labels, masks, self.options, manifest)
+        self.before = Before(root, manifest)
+        self.grown = self.before.generation > 2
+        if self.grown:
+            check_tables(root, manifest, damaged)
+        self.items = _items(source, labels, masks, self.options, manifest, same=not self.grown)
+        if self.grown:
+            self.items = self.items._replace(listing=self.before.with_classes(self.items.listing))
         self.listing = self.items.listing
 
     def write(self) -> None:
         """Write everything in the staging folder, hold it to the manifest's digests, and move it."""
         schema, _, sizes = measure(self.items, self.options)
-        plan = make_plan(self.listing, self.options, shard_format(self.options.format).extension, sizes)
+        if self.grown:
+            schema, plan = self.before.storage(schema), plan_there(self.before, self.listing, self.damaged)
+        else:
+            plan = make_plan(self.listing, self.options, shard_format(self.options.format).extension, sizes)
         shutil.rmtree(self.staging, ignore_errors=True)
         with Journal(self.staging, self.options.to_json()) as journal:
             parts = self._shards(plan, schema, journal)
@@ -176,7 +188,7 @@ class _Again:
                 raise SourceError(
                     f"{file} made from it again is not the shard that the manifest names",
                     path=self.root,
-                    hint="Contents of the source or versions of libraries have changed. Use --drop, or convert again.",
+                    hint=_CHANGED + (_CLASSES if self.grown else ""),
                 )
         return parts
 
@@ -219,6 +231,10 @@ class _Again:
                 raise _not_the_same(self.root, file)
 
 
+_CHANGED = "Contents of the source or versions of libraries have changed. Use --drop, or convert again."
+_CLASSES = " (An HDF5 shard also names the classes there were when it was appended.)"
+
+
 def _not_the_same(root: Path, file: str) -> DamagedError:
     return DamagedError(
         f"{file} made again is not the one that the manifest names: versions of libraries have changed",
@@ -241,14 +257,16 @@ def _options(manifest: Manifest) -> Options:
     return Options(**options)
 
 
-def _same_items(path: Path, labels: Path | None, masks: Path | None, options: Options, manifest: Manifest) -> Items:
-    """The source and its items; SourceError when they are not those that the dataset was made of."""
+def _items(
+    path: Path, labels: Path | None, masks: Path | None, options: Options, manifest: Manifest, same: bool
+) -> Items:
+    """The source and its items; with `same`, SourceError when they are not those that the dataset was made of."""
     for name, given, wanted in (("labels", labels, options.labels), ("masks", masks, options.masks)):
         if wanted and given is None:
             raise UsageError(f"the dataset was made with --{name}", path=manifest.path, hint=f"Pass --{name} again.")
     items = find_items(path, labels, masks, options)
     found = source_facts(items.listing)
-    if found != manifest.source:
+    if same and found != manifest.source:
         said = manifest.source
         raise SourceError(
             f"this is not what the dataset was made of: {found['items']} items of {found['bytes']} bytes here, "
