@@ -210,6 +210,7 @@ BAD_PICTURES: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.fault(18, 19, 20, 21, 84)
 @both
 @pytest.mark.parametrize("case", BAD_PICTURES)
 @pytest.mark.parametrize("how", ["keep", "png"])
@@ -246,6 +247,7 @@ BAD_ARRAYS: dict[str, tuple[bytes, str]] = {
 }
 
 
+@pytest.mark.fault(35, 38, 39)
 @both
 @pytest.mark.parametrize("case", BAD_ARRAYS)
 def test_bad_arrays(tmp_path: Path, capsys: Capture, format: str, case: str) -> None:
@@ -265,6 +267,7 @@ def test_bad_arrays(tmp_path: Path, capsys: Capture, format: str, case: str) -> 
     assert len((tmp_path / "out" / "skipped.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.fault(22, 40)
 def test_every_bad_item_is_listed(tmp_path: Path, capsys: Capture) -> None:
     """Found in pass 1, in pass 2, in several shards: all of them, sorted, in one run. FAULTS 22, 40."""
     source = class_folders(tmp_path / "src", {"a": 30, "b": 30})
@@ -293,6 +296,7 @@ def test_items_without_a_label(tmp_path: Path, capsys: Capture) -> None:
     assert {row["key"] for row in index_rows(tmp_path / "out")} == {"a/1.jpg", "b/2.jpg"}
 
 
+@pytest.mark.fault(23, 24, 25)
 def test_links_that_lead_out_or_nowhere(tmp_path: Path, capsys: Capture) -> None:
     """FAULTS 23 to 25."""
     source = good_source(tmp_path)
@@ -309,6 +313,7 @@ def test_links_that_lead_out_or_nowhere(tmp_path: Path, capsys: Capture) -> None
     assert payloads(tmp_path / "out")["inside.jpg"] == payloads(tmp_path / "out")["0.jpg"]
 
 
+@pytest.mark.fault(26)
 def test_pipes_and_sockets_are_left(tmp_path: Path, capsys: Capture) -> None:
     """FAULTS 26: no hang, a notice. In a process of its own, so that a hang is a failure."""
     import socket
@@ -346,6 +351,7 @@ def as_ordinary_user(*args: object) -> subprocess.CompletedProcess[str]:
         pytest.skip("root cannot drop its power over file permissions here")
 
 
+@pytest.mark.fault(22)
 def test_files_without_permission(tmp_path: Path) -> None:
     """FAULTS 22: every one listed, with what it needs; folders too."""
     source = write_files(tmp_path / "src", {f"{c}/{i}.jpg": GOOD for c in "abc" for i in range(3)})
@@ -416,6 +422,7 @@ def by_bytes(root: Path, names: list[bytes], data: Callable[[int], bytes]) -> Pa
     return root
 
 
+@pytest.mark.fault(27, 28, 29, 87)
 @both
 @pytest.mark.parametrize("folder", [b"plain", b"cl\nass\xff"])
 def test_names_round_trip(tmp_path: Path, capsys: Capture, format: str, folder: bytes) -> None:
@@ -496,6 +503,7 @@ def test_tables_that_are_none(tmp_path: Path, capsys: Capture) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault(38)
 def test_a_table_of_objects_is_refused(tmp_path: Path, capsys: Capture) -> None:
     """FAULTS 38: here the refused thing is the source itself and no item, so the code is 9."""
     (tmp_path / "x.npy").write_bytes(pickled())

@@ -170,6 +170,7 @@ ODD_MODES: dict[str, tuple[bytes, tuple[int, ...]]] = {
 }
 
 
+@pytest.mark.fault(30, 31, 32, 33, 34)
 @pytest.mark.parametrize("name", ODD_MODES)
 def test_odd_modes_have_one_rule_each(tmp_path: Path, name: str) -> None:
     """FAULTS 30 to 34: re-encoded as png and as raw pixels, the golden pixel is the same."""
@@ -205,6 +206,7 @@ def test_raw_pictures_have_one_number_of_channels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["c.png"], noise(4, 5, 4))
 
 
+@pytest.mark.fault(20)
 def test_what_a_file_is_its_bytes_say(tmp_path: Path) -> None:
     """FAULTS 20: a PNG called .jpg is a PNG; extensions in upper case count."""
     files = {"a.jpg": encoded(noise(4, 5)), "B.JPG": encoded(noise(6, 5), "JPEG"), "c.PNG": encoded(noise(7, 5))}
@@ -312,6 +314,7 @@ ODD_ARRAYS: dict[str, np.ndarray] = {
 }
 
 
+@pytest.mark.fault(36, 37)
 @both
 @pytest.mark.parametrize("name", ODD_ARRAYS)
 @pytest.mark.parametrize("compression", ["auto", "yes"])
@@ -562,6 +565,7 @@ def test_the_source_is_left_alone(photos: Path, tmp_path: Path, format: str) -> 
 # The same bytes
 
 
+@pytest.mark.fault(79)
 @both
 def test_workers_hash_seeds_and_locales_change_nothing(many_photos: Path, tmp_path: Path, format: str) -> None:
     """FAULTS 79, over several shards: the digests of the whole folders are equal."""
@@ -949,6 +953,7 @@ def test_overwrite_keeps_the_old_one_until_the_new_one_is_whole(many_photos: Pat
     assert digests(out) == digests(tmp_path / "fresh") != old
 
 
+@pytest.mark.fault(13)
 def test_overwrite_replaces_datasets_only(many_photos: Path, tmp_path: Path) -> None:
     """Never delete what streamkit did not make."""
     out = write_files(tmp_path / "out", {"thesis.tex": b"years of work", "figures/1.pdf": b"x"})

@@ -29,9 +29,15 @@ SHORT = {
     ("hdf5", "overwrite", "kill"),
     ("tfrecord", "overwrite", "power"),
 }
+CASES = {
+    "kill": pytest.mark.fault(2),
+    "EIO": pytest.mark.fault(5),
+    "ENOSPC": pytest.mark.fault(5),
+    "power": pytest.mark.fault(2, 4),
+}
 POINTS = [
-    pytest.param(format, job, fault, marks=pytest.mark.fault(*cases))
-    for fault, cases in {"kill": [2], "EIO": [5], "ENOSPC": [5], "power": [2, 4]}.items()
+    pytest.param(format, job, fault, marks=cases)
+    for fault, cases in CASES.items()
     for job in ("convert", "overwrite", "repair")
     for format in ("tfrecord", "hdf5")
     if ALL or (format, job, fault) in SHORT

@@ -76,6 +76,7 @@ def kinds_of_files(path: Path) -> dict[str, list[str]]:
     }
 
 
+@pytest.mark.fault(41, 42, 48)
 @pytest.mark.parametrize("harm", [flip, cut])
 @pytest.mark.parametrize("name", KINDS)
 def test_nothing_wrong_is_delivered_and_nothing_is_overlooked(
@@ -140,6 +141,7 @@ def test_repair_by_chance(
     shutil.rmtree(path)
 
 
+@pytest.mark.fault(1)
 def test_conversions_killed_at_random_times(
     harm_sources: Path, datasets: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:

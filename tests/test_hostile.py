@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import h5py
 import numpy as np
 import pytest
 import reading
+from converting import cli
 
 import streamkit
 from streamkit import DamagedError, RefusedError, StreamkitError
@@ -99,6 +102,7 @@ print(json.dumps({"opened": opened, "codes": found}))
 """
 
 
+@pytest.mark.fault(81, 82, 85)
 def test_nothing_outside_the_dataset_is_opened(datasets: Path, tmp_path: Path) -> None:
     """Cases 81, 82 and 85, in one process whose every opening is watched."""
     outside = tmp_path / "outside"
@@ -140,6 +144,7 @@ def test_nothing_outside_the_dataset_is_opened(datasets: Path, tmp_path: Path) -
         assert secret.is_file()
 
 
+@pytest.mark.fault(82)
 @pytest.mark.parametrize("kind", ["soft", "external", "virtual", "external storage"])
 def test_hdf5_links_in_a_shard_are_not_followed(copied: Copied, tmp_path: Path, kind: str) -> None:
     """Case 82: reading takes byte ranges; where libhdf5 must look at a shard, its datasets have to lie in it."""
@@ -183,6 +188,7 @@ BOMBS: dict[str, tuple[str, Callable[[dict[str, Any]], None]]] = {
 }
 
 
+@pytest.mark.fault(83, 85, 90)
 @pytest.mark.parametrize("name", BOMBS)
 def test_facts_that_would_take_all_memory_or_run_code(copied: Copied, name: str) -> None:
     """Cases 83, 85 and 90."""
@@ -199,6 +205,7 @@ def test_facts_that_would_take_all_memory_or_run_code(copied: Copied, name: str)
         assert error.exit_code in (8, 9)
 
 
+@pytest.mark.fault(84)
 def test_compressed_payloads_cannot_grow_beyond_their_shape(copied: Copied) -> None:
     """Case 84."""
     import zlib
@@ -219,6 +226,7 @@ def test_compressed_payloads_cannot_grow_beyond_their_shape(copied: Copied) -> N
         streamkit.Loader(path, shuffle=False)[0]
 
 
+@pytest.mark.fault(87)
 def test_terminal_escapes_in_names_do_not_reach_the_terminal(
     copied: Copied, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -238,6 +246,7 @@ def test_terminal_escapes_in_names_do_not_reach_the_terminal(
         streamkit.repair(path)
 
 
+@pytest.mark.fault(81)
 @pytest.mark.parametrize("name", ["index-train.parquet", "manifest.json", "train-00000.tfrecord"])
 def test_a_pipe_or_device_in_the_dataset_is_no_hang(copied: Copied, name: str) -> None:
     path = copied("table-tfrecord")
@@ -255,6 +264,7 @@ def test_the_exit_code_of_a_refusal(copied: Copied, capsys: pytest.CaptureFixtur
     assert "this is a link" in capsys.readouterr().out
 
 
+@pytest.mark.fault(84)
 def test_a_compressed_table_that_declares_far_more_than_it_holds_takes_no_memory(tmp_path: Path) -> None:
     """Case 84: 62 KB that inflate to 64 MB are read in a pass that keeps the rows wanted, and no more."""
     import tracemalloc
@@ -293,3 +303,67 @@ def test_a_damaged_compressed_table_is_bad_source_data(tmp_path: Path) -> None:
     with pytest.raises(streamkit.SourceError):
         streamkit.convert(tmp_path / "x.npz", tmp_path / "out", format="tfrecord", workers=1)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+# Writes a file as soon as it is loaded.
+CANARY = """
+#include <stdio.h>
+#include <stdlib.h>
+__attribute__((constructor)) static void sing(void) { FILE *f = fopen(getenv("CANARY"), "w"); if (f) fclose(f); }
+int H5PLget_plugin_type(void) { return 0; }
+static const struct { int v; int id; unsigned e, d; const char *n; void *a, *b, *c; } plugin = {1, 31998, 1, 1, "x", 0, 0, 0};
+const void *H5PLget_plugin_info(void) { return &plugin; }
+"""
+OPENING = "import sys, h5py\ntry: h5py.File(sys.argv[1])['x'][:]\nexcept OSError: pass"
+
+
+@pytest.mark.fault(86)
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="building a library needs gcc")
+def test_no_library_is_loaded_because_data_wants_a_filter(copied: Copied, tmp_path: Path) -> None:
+    """HDF5_PLUGIN_PATH leads to a library that a plain h5py loads to read the same file."""
+    (tmp_path / "plugins").mkdir()
+    (tmp_path / "canary.c").write_text(CANARY)
+    library = tmp_path / "plugins" / "libcanary.so"
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "canary.c"], check=True)
+    space, plist = h5py.h5s.create_simple((64,)), h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    plist.set_chunk((64,))
+    plist.set_filter(31999, h5py.h5z.FLAG_OPTIONAL)
+    with h5py.File(tmp_path / "evil.h5", "w") as file:
+        made = h5py.h5d.create(file.id, b"x", h5py.h5t.NATIVE_UINT8, space, dcpl=plist)
+        made.write_direct_chunk((0,), bytes(64), 0)
+    path = copied("table-gzip")
+    shutil.copy(tmp_path / "evil.h5", path / "train-00000.h5")
+    sign(path)
+    song = tmp_path / "song"
+    env = {**os.environ, "HDF5_PLUGIN_PATH": str(library.parent), "CANARY": str(song)}
+    env.pop("HDF5_PLUGIN_PRELOAD", None)
+    subprocess.run([sys.executable, "-c", OPENING, tmp_path / "evil.h5"], env=env, check=True)
+    assert song.exists(), "the canary does not sing"
+    song.unlink()
+    for command in (
+        ["index", tmp_path / "evil.h5", "--out", tmp_path / "out"],
+        ["convert", tmp_path / "evil.h5", tmp_path / "out", "--format", "hdf5", "--workers", 1],
+        ["verify", path, "--full"],
+        ["repair", path, "--drop"],
+        ["info", path],
+    ):
+        cli(*command, env=env)
+        assert not song.exists(), command
+
+
+@pytest.mark.fault(88)
+def test_secrets_of_the_environment_are_said_nowhere(copied: Copied, tmp_path: Path) -> None:
+    secret = "q7Zx0secretK3y"
+    env = dict.fromkeys(("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "HF_TOKEN"), secret)
+    path = copied("table-tfrecord")
+    reading.flip(path / "train-00000.tfrecord", 200)
+    np.savez(tmp_path / "t.npz", x=np.zeros((9, 4), np.float32), y=np.arange(9) % 2)
+    for command in (
+        ["convert", tmp_path / "t.npz", tmp_path / "out", "--format", "tfrecord", "--workers", 1, "--debug"],
+        ["verify", path, "--json", "--debug"],
+        ["info", tmp_path / "nothing", "--debug"],
+    ):
+        run = cli(*command, env=env)
+        assert secret not in run.stdout + run.stderr
+    for file in (tmp_path / "out").iterdir():
+        assert secret.encode() not in file.read_bytes()

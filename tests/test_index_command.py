@@ -567,6 +567,7 @@ def test_moved_alone_the_root_is_named(arrays: Path) -> None:
         assert len(seq[0][0]) == 40
 
 
+@pytest.mark.fault(81)
 def test_a_stranger_s_manifest_opens_nothing_outside_its_folder(arrays: Path, stranger: None) -> None:
     """Case 81: what the manifest says is not followed out of its folder, until the user names the root."""
     opened: list[str] = []
@@ -626,6 +627,7 @@ def test_a_file_of_another_size_is_found_at_opening(arrays: Path, change: int) -
         Loader(arrays / "out")
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("chunks", [None, (5, 8), (5, 3)])
 def test_a_flipped_bit_is_found_when_it_is_read(tmp_path: Path, chunks: tuple[int, int] | None) -> None:
     """Case 41."""
@@ -728,6 +730,7 @@ def test_tf_data_keras_and_threads_give_the_same(tf: Any, slabs: Path) -> None:
     assert reading.all_same([seq[i] for i in range(len(seq))], expected)
 
 
+@pytest.mark.fault(76)
 def test_ten_thousand_files_under_64_descriptors(tmp_path: Path) -> None:
     """Case 76, for loose files and for many adopted ones."""
     jpeg = encoded(picture(4, 4), "JPEG")

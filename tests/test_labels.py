@@ -356,6 +356,7 @@ def test_a_free_name_is_free(taken: list[str]) -> None:
 # Which row is whose
 
 
+@pytest.mark.fault(40)
 def test_rows_without_items_and_items_without_rows(flat: Path, tmp_path: Path) -> None:
     """FAULTS 40: every one of them is listed, and nothing is published."""
     rows = [row for row in ROWS if row["file"] != "3.jpg"] + [{"file": "gone.jpg", "label": "a"}] * 2

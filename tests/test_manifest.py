@@ -79,6 +79,7 @@ def small() -> Manifest:
     return Manifest("hdf5", schema, {"train": split}, {"seed": 0}, {"items": 3}, counts)
 
 
+@pytest.mark.fault(48)
 def test_every_flipped_byte_is_found() -> None:
     """FAULTS 48. Each byte of the file, three ways; whatever it hits, the error is one of three and has one line."""
     text = small().dump().encode()
@@ -89,6 +90,7 @@ def test_every_flipped_byte_is_found() -> None:
             assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault(48)
 def test_every_cut_is_found() -> None:
     text = small().dump().encode()
     for size in range(len(text) - 1):
@@ -142,6 +144,7 @@ def test_the_signed_manifest_itself_is_good() -> None:
     assert Manifest.parse(signed()) == small()
 
 
+@pytest.mark.fault(90)
 @pytest.mark.parametrize("value", HOSTILE_COUNTS, ids=repr)
 @pytest.mark.parametrize(
     "place", ["splits__train__samples", "splits__train__bytes", "splits__train__shards__0__bytes", "skipped"]
@@ -152,6 +155,7 @@ def test_counts_are_counts(place: str, value: Any) -> None:
         Manifest.parse(signed(**{place: value}))
 
 
+@pytest.mark.fault(81)
 @pytest.mark.parametrize("name", ESCAPES, ids=lambda name: repr(name)[:20])
 @pytest.mark.parametrize("place", ["shards__0__file", "index__file", "chunks__file"])
 def test_names_stay_in_the_folder(place: str, name: Any) -> None:
@@ -224,6 +228,7 @@ def test_a_shard_is_named_once() -> None:
         Manifest.parse(signed(splits__train__shards=[shard, shard], splits__train__samples=6))
 
 
+@pytest.mark.fault(48)
 @pytest.mark.parametrize(
     ("text", "error"),
     [
@@ -247,6 +252,7 @@ def test_hostile_texts(text: bytes, error: type[StreamkitError]) -> None:
         Manifest.parse(text)
 
 
+@pytest.mark.fault(48)
 def test_deep_nesting_with_a_right_digest_is_refused() -> None:
     deep: Any = 0
     for _ in range(300):
@@ -255,6 +261,7 @@ def test_deep_nesting_with_a_right_digest_is_refused() -> None:
         Manifest.parse(signed(options__x=deep))
 
 
+@pytest.mark.fault(48)
 def test_a_huge_manifest_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "manifest.json", "wb") as file:
         file.truncate(5 << 40)
@@ -262,12 +269,14 @@ def test_a_huge_manifest_is_not_read(tmp_path: Path) -> None:
         streamkit.open(tmp_path)
 
 
+@pytest.mark.fault(49)
 def test_the_version_is_looked_at_first() -> None:
     """FAULTS 49: even where all the rest is wrong, and the needed release is named."""
     with pytest.raises(FormatVersionError, match=r"streamkit >= 9\.1"):
         Manifest.parse(b'{"format_version": %d, "streamkit_version": "9.1", "x": 3}' % (FORMAT_VERSION + 1))
 
 
+@pytest.mark.fault(50)
 def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
     """FAULTS 50."""
     with pytest.raises(UsageError, match="does not exist"):

@@ -321,6 +321,7 @@ def test_a_shard_cut_while_it_is_being_read(copy_of, left: str, how: str) -> Non
     assert caught.value.key == index["key"][index["shard"].index(shard) + caught.value.record]
 
 
+@pytest.mark.fault(43)
 def test_a_missing_shard(copy_of, how: str) -> None:
     path = copy_of("table-tfrecord")
     shard = streamkit.open(path).splits["train"].shards[2].file
@@ -439,6 +440,7 @@ def test_an_index_without_a_column_or_with_too_few_rows(copy_of) -> None:
 # Descriptors, processes, threads
 
 
+@pytest.mark.fault(75, 76)
 def test_descriptors_stay_few_and_go_with_the_reader(tmp_path: Path, how: str) -> None:
     table = reading.numbered(tmp_path / "in", 100, width=64)
     out = reading.convert(table, tmp_path / "out", shard_size=256, compression="none")
@@ -450,6 +452,7 @@ def test_descriptors_stay_few_and_go_with_the_reader(tmp_path: Path, how: str) -
     assert reading.settles(lambda: not reading.descriptors_in(out))
 
 
+@pytest.mark.fault(76)
 def test_a_hundred_shards_under_a_low_descriptor_limit(tmp_path: Path) -> None:
     table = reading.numbered(tmp_path / "in", 300, width=64)
     out = reading.convert(table, tmp_path / "out", shard_size=3 * 256, compression="none")
@@ -469,6 +472,7 @@ def read_in_child(reader: Reader, rows: np.ndarray, queue) -> None:
     queue.put([np.frombuffer(data, "<f4")[0] for data in stored(reader, "x", rows)])
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_children_read_right_after_the_parent_has_read(made: Path, method: str, how: str) -> None:
     context = multiprocessing.get_context(method)
@@ -491,6 +495,7 @@ def test_children_read_right_after_the_parent_has_read(made: Path, method: str, 
     assert len(stored(reader, "x", np.arange(N))) == N  # a child that ended closed nothing of its parent's
 
 
+@pytest.mark.fault(73)
 def test_pickle_keeps_facts_and_no_handles(made: Path) -> None:
     reader = reading.reader_of(made / "pictures-hdf5")
     stored(reader, "image", np.arange(60))

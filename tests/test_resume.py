@@ -30,6 +30,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return convert(folder / "table.npz", folder / "out")
 
 
+@pytest.mark.fault(78)
 @pytest.mark.parametrize(
     "backend, case, n_kills",
     [
@@ -186,6 +187,7 @@ def test_another_number_of_replicas_continues_with_the_same_global_batches(out: 
     assert together == batches_of(out, 2, batch_size=8, seed=1)[4:]
 
 
+@pytest.mark.fault(77)
 def test_a_run_of_something_else_is_refused(out: Path, tmp_path: Path) -> None:
     import keras
 

@@ -52,6 +52,7 @@ def view(name: str) -> dict[str, Any]:
     return {"split": "train", "fields": ("key", field), **sized}
 
 
+@pytest.mark.fault(51)
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_exactly_the_bad_samples_are_left_out(copied: Copied, name: str, num_workers: int) -> None:

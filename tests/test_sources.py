@@ -95,6 +95,7 @@ def test_npy_files_load_as_numpy_loads_them(tmp_path: Path, values: np.ndarray, 
         np.testing.assert_array_equal(found, values)
 
 
+@pytest.mark.fault(38, 39)
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -195,6 +196,7 @@ def test_objects_in_a_table_are_refused(tmp_path: Path) -> None:
             open_source(tmp_path / name).listing()
 
 
+@pytest.mark.fault(82)
 def test_only_plain_datasets_of_the_file_itself(tmp_path: Path) -> None:
     """FAULTS 82: links, references, text and scalars are left with a notice; a group that holds itself ends."""
     x = np.arange(12.0).reshape(4, 3)
@@ -248,6 +250,7 @@ def test_what_a_folder_source_is(tmp_path: Path) -> None:
     assert not listing.bad
 
 
+@pytest.mark.fault(23, 24, 25)
 def test_links(tmp_path: Path) -> None:
     """FAULTS 23 to 25."""
     jpeg = encoded(picture(8, 8), "JPEG")
@@ -288,6 +291,7 @@ def test_a_root_that_is_a_link_itself(tmp_path: Path) -> None:
     assert open_source(tmp_path / "link").listing().keys == ["1.jpg", "2.jpg"]
 
 
+@pytest.mark.fault(35)
 def test_arrays_must_agree_in_dtype_and_axes(tmp_path: Path) -> None:
     """FAULTS 35: both file names are in the reason. Byte order and Fortran order are no difference."""
     np.save(tmp_path / "a.npy", np.zeros((2, 3), "<f4"))

@@ -54,6 +54,7 @@ def test_every_byte_of_shards_and_side_files_is_read_once(datasets: Path) -> Non
         assert report.nbytes == shards + sides == told[0] == -sum(told[1:])
 
 
+@pytest.mark.fault(44)
 def test_files_that_are_not_in_the_manifest_are_nobody_s_business(copied: Callable[[str], Path]) -> None:
     """Case 44."""
     path = copied("table-tfrecord")
@@ -65,6 +66,7 @@ def test_files_that_are_not_in_the_manifest_are_nobody_s_business(copied: Callab
 # Every damage is found and named
 
 
+@pytest.mark.fault(41)
 @pytest.mark.parametrize("name", KINDS)
 def test_a_flipped_bit_of_a_payload_names_its_record(copied: Callable[[str], Path], name: str) -> None:
     """Case 41."""
@@ -106,6 +108,7 @@ def test_damage_to_hdf5_s_own_structures_is_found(copied: Callable[[str], Path])
     assert problem.file == "train-00001.h5" and "between them" in problem.reason
 
 
+@pytest.mark.fault(42, 43, 47, 52)
 @pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("mode", [{}, {"quick": True}, {"full": True}], ids=["default", "quick", "full"])
 @pytest.mark.parametrize("name", FILES)
@@ -133,6 +136,7 @@ def test_records_of_a_cut_shard_are_named(copied: Callable[[str], Path]) -> None
     assert all("ends before" in r.reason for r in records)
 
 
+@pytest.mark.fault(45, 46)
 def test_swapped_and_foreign_shards(copied: Callable[[str], Path]) -> None:
     """Cases 45 and 46."""
     path = copied("table-tfrecord")
@@ -196,6 +200,7 @@ LIES = {
 }
 
 
+@pytest.mark.fault(48, 90)
 @pytest.mark.parametrize("lie", LIES)
 def test_an_index_that_contradicts_its_shards(copied: Callable[[str], Path], lie: str) -> None:
     """Case 48 and 90: the digests agree, the facts do not."""
