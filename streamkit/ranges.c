@@ -32,7 +32,7 @@
 #define WIDE_MIN 1024       /* bytes from which setting up the wide sum pays */
 #define CACHED_NBYTES 1048576 /* a batch larger than this has left the core's own cache when it is used */
 #define MAX_IOV 512
-#define PIECE_NBYTES 65536  /* read and summed at a time in a pass over a file: what stays next to the core */
+#define PIECE_NBYTES 262144 /* read and summed at a time in a pass over a file: what the core's own cache holds */
 
 /* The instruction takes three cycles but starts one a cycle, so three neighbouring blocks are summed at once; a block's
  * sum is moved past the blocks after it by the linear map "append that many zero bytes", kept as four byte tables. */

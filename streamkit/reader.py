@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,9 @@ class Reader:
         self._check_ranges()
         self._maps = self._map(map_limit_nbytes) if sizes_fit else None  # a range may leave a file that was cut
         self._map_limit_nbytes = map_limit_nbytes
-        self._slabs = Slabs(self, chunk_budget_nbytes)
+        self._slabs = Slabs(
+            weakref.proxy(self), chunk_budget_nbytes
+        )  # a circle would keep descriptors until it is collected
         self._chunk_budget_nbytes = chunk_budget_nbytes
 
     def _load(self) -> None:

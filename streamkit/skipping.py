@@ -46,6 +46,7 @@ class Skips:
         """Count and log a bad sample, once. Raises DamagedError when there are more than `max_bad` allows."""
         if self.bad.setdefault(row, error) is not error:  # one step, so that no lock is needed
             return
+        error.__traceback__ = error.__context__ = None  # their frames hold the reader, and its files stay open
         n = len(self.bad)
         log.warning("skipped %s", error)
         if n > self.max_bad * self.n_samples:

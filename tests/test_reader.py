@@ -447,9 +447,18 @@ def test_descriptors_stay_few_and_go_with_the_reader(tmp_path: Path, how: str) -
     reader = reading.reader_of(out)
     assert len(reader.split.shards) == 100 > MAX_OPEN
     stored(reader, "x", np.arange(100))
-    assert 0 < len(reading.descriptors_in(out)) <= MAX_OPEN
+    assert len(reading.descriptors_in(out)) <= MAX_OPEN and bool(reading.descriptors_in(out)) == (how != "mapped")
     del reader
     assert reading.settles(lambda: not reading.descriptors_in(out))
+
+
+@pytest.mark.fault(75)
+@pytest.mark.skipif(not native.available(), reason="files are mapped by the C code")
+def test_a_reader_of_mapped_files_holds_no_descriptor(made: Path) -> None:
+    """Hundreds of loaders may wait for the garbage collector at once."""
+    before = reading.n_descriptors()
+    readers = [reading.reader_of(made / "pictures-tfrecord") for _ in range(3)]
+    assert readers and reading.n_descriptors() == before
 
 
 @pytest.mark.fault(76)
