@@ -6,8 +6,6 @@ import faults
 
 REMOTE = set(range(53, 72))  # datasets that are read from servers, and their cache
 OPEN = {
-    7,  # a disk known to be too small is met when it is full, not before
-    15,  # a source file that changes while it is converted
     74,  # a Keras worker process that is killed
     80,  # a /dev/shm of 1 MiB
 }
