@@ -88,7 +88,7 @@ def _mask(index: Index, where: Any) -> npt.NDArray[np.bool_]:
 
     if not isinstance(where, pa.compute.Expression):
         raise UsageError("where is no pyarrow.compute expression", hint='Write pyarrow.compute.field("label") == 1.')
-    data = pyarrow.dataset.dataset(str(index.path), format="parquet")
+    data = pyarrow.dataset.dataset(str(index.file), format="parquet")
     try:
         table = data.to_table(columns={"chosen": where})
         if not pa.types.is_boolean(table.schema.field("chosen").type):

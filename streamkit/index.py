@@ -18,7 +18,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import tempfile
 import types
+import weakref
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ import pyarrow.parquet as pq
 
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend, regular_file
+from streamkit.remote.address import Address, place
+from streamkit.remote.failures import Missing
+from streamkit.remote.transfer import download
 
 # In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
 _NARROW = {"length": np.int32, "crc32c": np.uint32, "chunk": np.int32, "row": np.int32}
@@ -76,24 +81,25 @@ class Index:
     """An index file opened lazily: nothing is read before a column is asked for.
 
     Args:
-        path: the Parquet file.
+        path: the Parquet file. One on a server is copied to this machine, where no name leads to it.
         n_rows: rows that it must have; None for those there are.
         digest: BLAKE3 (hex) that it must have; None to skip.
 
     Raises:
         DamagedError: missing, altered, or of another length.
+        RemoteError: a server that does not give it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], n_rows: int | None, digest: str | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | os.PathLike[str] | Address, n_rows: int | None, digest: str | None = None) -> None:
+        self.path = place(path)
         try:
-            regular_file(self.path)
-            if digest is not None and blake3.blake3().update_mmap(str(self.path)).hexdigest() != digest:
+            self.file = self._here(digest)
+            if digest is not None and blake3.blake3().update_mmap(str(self.file)).hexdigest() != digest:
                 raise DamagedError(
                     "the index was altered: its digest is not the manifest's", path=path, hint=mend(self.path.parent)
                 )
-            file = pq.ParquetFile(self.path)
-        except FileNotFoundError:
+            file = pq.ParquetFile(self.file)
+        except (FileNotFoundError, Missing):
             raise DamagedError("the index is missing", path=path, hint=mend(self.path.parent)) from None
         except (pa.ArrowException, OSError) as error:
             raise DamagedError(f"the index cannot be read: {error}", path=path, hint=mend(self.path.parent)) from None
@@ -102,6 +108,18 @@ class Index:
             raise DamagedError(f"the index has {file.metadata.num_rows} rows, the manifest says {n_rows}", path=path)
         self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
         self._n_row_groups = file.num_row_groups
+
+    def _here(self, digest: str | None) -> Path:
+        """Where the file can be opened on this machine."""
+        if isinstance(self.path, Path):
+            regular_file(self.path)
+            return self.path
+        # Without a name it goes when this object goes, however the process ends; forked children have it, too.
+        with tempfile.TemporaryFile(prefix="streamkit-") as file:
+            copy = os.dup(file.fileno())
+        weakref.finalize(self, os.close, copy)
+        download(self.path, copy, digest=digest)
+        return Path(f"/proc/self/fd/{copy}")
 
     def __contains__(self, name: str) -> bool:
         return name in self.names
@@ -120,7 +138,7 @@ class Index:
         if not names:
             return out
         at = 0
-        file = pq.ParquetFile(self.path)
+        file = pq.ParquetFile(self.file)
         try:
             for batch in file.iter_batches(batch_size=1 << 16, columns=list(names), use_threads=False):
                 for name in names:
@@ -146,7 +164,7 @@ class Index:
 
     def key(self, row: int) -> str:
         """Key of one row, for messages; reads only its row group."""
-        file = pq.ParquetFile(self.path)
+        file = pq.ParquetFile(self.file)
         for group in range(self._n_row_groups):
             n = file.metadata.row_group(group).num_rows
             if row < n:
@@ -156,7 +174,7 @@ class Index:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""
-        return pq.ParquetFile(self.path).read(None if columns is None else list(columns))
+        return pq.ParquetFile(self.file).read(None if columns is None else list(columns))
 
 
 ADOPT_AGAIN = "If it was moved, name its folder with root= (--root); if it changed, run `streamkit index` again."

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,11 +28,12 @@ from streamkit.lengths import ByLength
 from streamkit.manifest import Manifest
 from streamkit.order import Batches, Order, Rows
 from streamkit.reader import Reader
+from streamkit.remote import address
 from streamkit.replicas import place
 from streamkit.rooted import shards_root
 from streamkit.schema import Schema
 from streamkit.shares import Shares, derived, quotas
-from streamkit.sizing import Sizing, chunk_windows, sample_nbytes, scratch_nbytes
+from streamkit.sizing import Sizing, chunk_windows, n_threads, sample_nbytes, scratch_nbytes
 from streamkit.skipping import Skips
 from streamkit.stream import Stream
 from streamkit.units import size, whole
@@ -48,7 +48,7 @@ class Loader(Stream):
     """Streams one split of a dataset as batches of NumPy arrays.
 
     Args:
-        path: the dataset's folder.
+        path: the dataset's folder, or its address on a server, such as "s3://bucket/out".
         split: its name, or a part of it such as "train[:80%]"; needed unless there is only one.
         batch_size: samples a batch and shard; None delivers single samples.
         image_size: (height, width) [pixel] that pictures are resized to.
@@ -74,7 +74,7 @@ class Loader(Stream):
             global batch that does not divide, samples fewer than shards are dropped, or without shuffling filled up
             from the beginning and flagged ("padding").
         memory_budget: bytes, or text like "512MiB", for batches made ahead, decoded chunks and decoding; 1 GiB if None.
-        num_workers: threads; None takes one a core, 0 works in the caller's.
+        num_workers: threads; None takes one a core (of a dataset on a server 16, which mostly wait), 0 works in the caller's.
         device: where batches go ahead of use: for as_tf() a device of TensorFlow, for as_torch() of PyTorch, for as_keras()
             of its backend; a device or sharding of JAX makes iterating the loader itself deliver its arrays.
         pad_to: ragged arrays are padded to the longest of the "batch", or to this many rows. Several numbers, such as
@@ -146,7 +146,7 @@ class Loader(Stream):
             pad_to=pad_to if isinstance(pad_to, (str, int)) else tuple(pad_to),
         )
         self._budget = DEFAULT_BUDGET if memory_budget is None else size(memory_budget)
-        self.path, self.seed, self.shuffle, self.max_bad = Path(path), seed, shuffle, max_bad
+        self.path, self.seed, self.shuffle, self.max_bad = address.place(path), seed, shuffle, max_bad
         names = self.view.outputs(self.schema)
         self._reader = Reader(
             self.path,
@@ -180,7 +180,7 @@ class Loader(Stream):
                 "global_batch": batches.global_size,
             },
             batched=batch_size is not None,
-            num_workers=_n_threads(num_workers),
+            num_workers=n_threads(num_workers, path),
             memory_budget=self._budget,
             device=device,
         )
@@ -314,13 +314,6 @@ class Loader(Stream):
     def class_names(self) -> list[str]:
         """Names of the classes 0, 1, ..."""
         return self.manifest.class_names
-
-
-def _n_threads(num_workers: int | None) -> int:
-    n = whole("num_workers", num_workers)
-    if n is not None and n < 0:
-        raise UsageError(f"num_workers is {n}, expected 0 or more")
-    return len(os.sched_getaffinity(0)) if n is None else n
 
 
 def _dtype_name(dtype: Any) -> str:

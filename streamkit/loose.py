@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +25,10 @@ import pyarrow as pa
 
 from streamkit import native
 from streamkit.errors import DamagedError, RefusedError
+from streamkit.far import FarFiles, Part
 from streamkit.index import ADOPT_AGAIN, Index
 from streamkit.native import BadRange
+from streamkit.remote.address import Address
 from streamkit.sources.listing import path_of
 from streamkit.storage import open_for_reading, os_error
 
@@ -33,9 +36,9 @@ Ints = npt.NDArray[np.int64]
 
 
 class LooseFiles:
-    """The files below one folder that an index's keys name. Safe in threads."""
+    """The files below one folder, here or on a server, that an index's keys name. Safe in threads."""
 
-    def __init__(self, root: Path, index: Index) -> None:
+    def __init__(self, root: Path | Address, index: Index) -> None:
         self.root, self.index = root, index
 
     @cached_property
@@ -43,12 +46,15 @@ class LooseFiles:
         """All keys, as Arrow holds them: their text and 4 bytes each, not a Python object each."""
         return self.index.table(["key"]).column("key")
 
-    def path(self, row: int) -> Path:
+    def path(self, row: int) -> Path | Address:
         """The file of a row. RefusedError when its key leads out of the folder."""
+        return self.root / self._name(row)
+
+    def _name(self, row: int) -> str:
         key = path_of(str(self._keys[row]))
         if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
             raise RefusedError(f"the key {key[:80]!r} leads out of the folder", path=self.index.path)
-        return self.root / key
+        return key
 
     def read(
         self,
@@ -65,8 +71,11 @@ class LooseFiles:
             ResourceError: the system refused to read it.
         """
         start = np.zeros(1, np.int64)
+        if isinstance(self.root, Address):
+            self._read_far(FarFiles(self.root, ADOPT_AGAIN), rows, lengths, memory, places, crcs)
+            return
         for i, row in enumerate(rows.tolist()):
-            path = self.path(row)
+            path = self.root / self._name(row)
             try:
                 fd = open_for_reading(path, ADOPT_AGAIN)
             except DamagedError as error:
@@ -84,3 +93,15 @@ class LooseFiles:
                     raise os_error(error, path) from error
             finally:
                 os.close(fd)
+
+    def _read_far(self, files: FarFiles, rows: Ints, lengths: Ints, memory: Any, places: Ints, crcs: Any) -> None:
+        ones = [slice(i, i + 1) for i in range(len(rows))]
+        names = [self._name(row) for row in rows.tolist()]
+        start = np.zeros(1, np.int64)
+        files.read_parts(
+            [
+                Part(name, start, lengths[one], places[one], None if crcs is None else crcs[one])
+                for name, one in zip(names, ones, strict=True)
+            ],
+            memory,
+        )

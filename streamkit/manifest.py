@@ -33,6 +33,9 @@ from streamkit.errors import (
     did_you_mean,
 )
 from streamkit.guard import regular_file
+from streamkit.remote.address import Address, place
+from streamkit.remote.failures import Missing
+from streamkit.remote.transfer import read
 from streamkit.schema import Schema
 from streamkit.version import __version__
 
@@ -123,7 +126,7 @@ class Manifest:
     files: Mapping[str, SideFile] = field(default_factory=dict)
     root: str | None = None
     streamkit_version: str = __version__
-    path: str | None = field(default=None, compare=False)
+    path: str | Address | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.format not in ("tfrecord", "hdf5", "folder"):
@@ -204,7 +207,7 @@ class Manifest:
         return canonical(self._content() | {"dataset_id": self.dataset_id})
 
     @classmethod
-    def parse(cls, text: str | bytes, path: str | None = None) -> Self:
+    def parse(cls, text: str | bytes, path: str | Address | None = None) -> Self:
         """Read the text of a manifest.json: version first, then the digest, then every fact.
 
         Raises:
@@ -259,49 +262,65 @@ class Manifest:
         """Read OUT/manifest.json.
 
         Args:
-            folder: the dataset's folder.
+            folder: the dataset's folder, or its address on a server.
             digest: pins the dataset: its dataset_id, or the BLAKE3 (hex) of manifest.json as a file. None: any will do.
 
         Raises:
             RefusedError: not the dataset that `digest` pins.
             UsageError: the folder does not exist or is no dataset.
             DamagedError: a conversion that never finished, or a damaged manifest.
+            RemoteError: a server that does not give it.
         """
-        root = Path(folder)
+        root = place(folder)
         file = root / FILE_NAME
-        try:
-            if regular_file(file).st_size > MAX_NBYTES:
-                raise RefusedError(f"the manifest is larger than {MAX_NBYTES} bytes", path=file)
-            data = file.read_bytes()
-            found = cls.parse(data, str(file))
-            if digest is not None and digest not in (found.dataset_id, blake3.blake3(data).hexdigest()):
-                raise RefusedError(
-                    f"dataset_id is {found.dataset_id}, manifest_digest is {digest}", path=file, hint="It was replaced."
-                )
-            return found
-        except NotADirectoryError:
-            raise UsageError("this is a file, not a dataset folder", path=root) from None
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            raise ResourceError(f"cannot be read: {(error.strerror or str(error)).lower()}", path=file) from None
-        if not root.exists():
-            raise UsageError(
-                "this path does not exist", path=root, hint="Give the folder that `streamkit convert` made."
+        data = _read_far(file) if isinstance(file, Address) else _read_here(Path(root), file)
+        found = cls.parse(data, file if isinstance(file, Address) else str(file))
+        if digest is not None and digest not in (found.dataset_id, blake3.blake3(data).hexdigest()):
+            raise RefusedError(
+                f"dataset_id is {found.dataset_id}, manifest_digest is {digest}", path=file, hint="It was replaced."
             )
-        if (root / WORK_FOLDER).exists() or any(root.glob("*-00000.*")):
-            raise DamagedError(
-                "the conversion never finished: there is no manifest.json",
-                path=root,
-                hint="Run the same convert again.",
-            )
-        source = shlex.quote(str(root))
+        return found
+
+
+def _read_here(root: Path, file: Path) -> bytes:
+    """The bytes of a manifest on this machine; the errors say why there is none."""
+    try:
+        if regular_file(file).st_size > MAX_NBYTES:
+            raise RefusedError(f"the manifest is larger than {MAX_NBYTES} bytes", path=file)
+        return file.read_bytes()
+    except NotADirectoryError:
+        raise UsageError("this is a file, not a dataset folder", path=root) from None
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise ResourceError(f"cannot be read: {(error.strerror or str(error)).lower()}", path=file) from None
+    if not root.exists():
+        raise UsageError("this path does not exist", path=root, hint="Give the folder that `streamkit convert` made.")
+    if (root / WORK_FOLDER).exists() or any(root.glob("*-00000.*")):
+        raise DamagedError(
+            "the conversion never finished: there is no manifest.json",
+            path=root,
+            hint="Run the same convert again.",
+        )
+    source = shlex.quote(str(root))
+    raise UsageError(
+        "this folder is no dataset: there is no manifest.json",
+        path=root,
+        hint=f"Make one of its files with `streamkit convert {source} OUT --format tfrecord`, or read them where they lie"
+        f" after `streamkit index {source} --out OUT`.",
+    )
+
+
+def _read_far(file: Address) -> bytes:
+    """The bytes of a manifest on a server."""
+    try:
+        return read(file, MAX_NBYTES, lambda data: "" if data.lstrip()[:1] == b"{" else "the answer is no manifest")
+    except Missing:
         raise UsageError(
             "this folder is no dataset: there is no manifest.json",
-            path=root,
-            hint=f"Make one of its files with `streamkit convert {source} OUT --format tfrecord`, or read them where they lie"
-            f" after `streamkit index {source} --out OUT`.",
-        )
+            path=file.parent,
+            hint="Give the address that `streamkit convert` wrote to.",
+        ) from None
 
 
 WORK_FOLDER = ".streamkit"  # journal and lock of a conversion under way; gone after success

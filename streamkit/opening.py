@@ -9,18 +9,18 @@ no/such/folder: this path does not exist. Give the folder that `streamkit conver
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamkit.index import Index
 from streamkit.manifest import Manifest
+from streamkit.remote.address import Address, place
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
 class OpenManifest(Manifest):
-    """A manifest read from a folder, which can read the indexes beside it."""
+    """A manifest read from a folder or an address, which can read the indexes beside it."""
 
     def index(self, split: str | None = None) -> pa.Table:
         """The index of a split as a pyarrow.Table: one row a sample; README describes its columns.
@@ -30,14 +30,14 @@ class OpenManifest(Manifest):
             DamagedError: the index is missing or altered.
         """
         found = self.split(split)
-        return Index(Path(str(self.path)).parent / found.index, found.samples, found.index_digest).table()
+        return Index(place(self.path or "").parent / found.index, found.samples, found.index_digest).table()
 
 
-def open(path: str | os.PathLike[str], *, manifest_digest: str | None = None) -> OpenManifest:
+def open(path: str | os.PathLike[str] | Address, *, manifest_digest: str | None = None) -> OpenManifest:
     """Open a dataset: its splits, schema, class_names, class_weights(), statistics and index().
 
     Args:
-        path: the dataset's folder.
+        path: the dataset's folder, or its address on a server.
         manifest_digest: pins the dataset: the `dataset_id` that it must have (or BLAKE3 of manifest.json, in hex). All
             other digests stand in the manifest, so what is read is then exactly what was pinned.
 
@@ -46,5 +46,6 @@ def open(path: str | os.PathLike[str], *, manifest_digest: str | None = None) ->
         RefusedError: another dataset than the pinned one, or a limit or the dataset's folder was to be left.
         DamagedError: unfinished, or its manifest was altered.
         FormatVersionError: written by a newer release.
+        RemoteError: a server that does not give it.
     """
     return OpenManifest.load(path, manifest_digest)

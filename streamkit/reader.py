@@ -1,8 +1,14 @@
 """The one reader: rows -> bytes. It knows places only: plan which ranges of which shards, then read them positionally.
 
->>> plan = ReadPlan.of(np.array([5, 0, 7]), shard_starts=np.array([0, 4, 8]), offsets=np.array([90, 10, 20]))
->>> [(shard, slots.tolist()) for shard, slots in plan.shards]
-[(0, [1]), (1, [2, 0])]
+>>> import tempfile, streamkit
+>>> out = tempfile.mkdtemp() + "/out"
+>>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
+>>> manifest = streamkit.open(out)
+>>> reader = Reader(out, manifest, manifest.splits["val"], list(manifest.schema))
+>>> memory = np.empty(2000, np.uint8)
+>>> reader.read("image", np.array([7]), memory, np.array([0]))
+>>> bytes(memory[6:10])
+b'JFIF'
 """
 
 from __future__ import annotations
@@ -11,8 +17,6 @@ import math
 import os
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,33 +25,19 @@ import numpy.typing as npt
 from streamkit import native
 from streamkit.chunks import Slabs, grid, slab_nbytes
 from streamkit.errors import DamagedError, RefusedError, UsageError
+from streamkit.far import FarFiles, Part, files_of
 from streamkit.guard import mend
 from streamkit.index import ADOPT_AGAIN, Index
 from streamkit.loose import LooseFiles
 from streamkit.manifest import Manifest, Split
 from streamkit.native import BadRange
+from streamkit.readplan import ReadPlan
+from streamkit.remote.address import Address, place
 from streamkit.schema import Field
-from streamkit.storage import Files, Maps, available_memory
+from streamkit.storage import Maps, available_memory
 
 MAX_RANGE_NBYTES = 1 << 30
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ReadPlan:
-    """What to read for some rows: per shard, the slots (places in the batch) in the order of their offsets."""
-
-    shards: tuple[tuple[int, Ints], ...]
-
-    @classmethod
-    def of(cls, rows: Ints, shard_starts: Ints, offsets: Ints) -> ReadPlan:
-        """Plan `rows` whose ranges begin at `offsets` [B]; `shard_starts`: first row of each shard, and the end."""
-        if len(shard_starts) <= 2:
-            return cls(((0, np.argsort(offsets)),) if len(rows) else ())
-        shard = np.searchsorted(shard_starts, rows, side="right") - 1
-        slots = np.lexsort((offsets, shard))
-        cuts = np.flatnonzero(np.diff(shard[slots])) + 1
-        return cls(tuple((int(shard[part[0]]), part) for part in np.split(slots, cuts)) if len(slots) else ())
 
 
 class Reader:
@@ -64,13 +54,16 @@ class Reader:
         lenient: shards may be missing or of another size; rows whose bytes are not there are damaged when they are read.
         shards_root: the folder that the shards lie in; `root` if None.
 
+    Both folders may be addresses on a server. Shards there are looked at when they are read.
+
     Raises:
         DamagedError: index or shard missing, cut, or not what the manifest says.
+        RemoteError: a server that does not give them.
     """
 
     def __init__(
         self,
-        root: str | os.PathLike[str],
+        root: str | os.PathLike[str] | Address,
         manifest: Manifest,
         split: Split,
         fields: Sequence[Field],
@@ -78,11 +71,12 @@ class Reader:
         chunk_budget_nbytes: int = 256 << 20,
         map_limit_nbytes: int | None = None,
         lenient: bool = False,
-        shards_root: str | os.PathLike[str] | None = None,
+        shards_root: str | os.PathLike[str] | Address | None = None,
     ) -> None:
-        self.root, self.manifest, self.split = Path(root), manifest, split
+        self.root, self.manifest, self.split = place(root), manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
-        self.files = Files(self.root if shards_root is None else shards_root, self._again)
+        where = self.root if shards_root is None else place(shards_root)
+        self.files = files_of(where, self._again, self.root, manifest.dataset_id)
         self.index = Index(self.root / split.index, split.samples, split.index_digest)
         self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
         self.lenient = lenient
@@ -121,7 +115,8 @@ class Reader:
     def _check_sizes(self) -> bool:
         """True when every shard has the size that the manifest says; else DamagedError, unless lenient."""
         fits = True
-        for shard in self.split.shards if self.loose is None else ():  # a million loose files are looked at when read
+        later = self.loose is not None or isinstance(self.files, FarFiles)  # a million files are looked at when read
+        for shard in () if later else self.split.shards:
             try:
                 size = self.files.size(shard.file)
                 if size != shard.nbytes:
@@ -192,6 +187,8 @@ class Reader:
         limit = available_memory() // 2 if limit_nbytes is None else limit_nbytes
         if not native.available() or self.split.nbytes > limit or self.loose is not None:
             return None
+        if isinstance(self.files, FarFiles):
+            return None
         try:
             return Maps(self.files, [shard.file for shard in self.split.shards])
         except OSError:
@@ -222,7 +219,14 @@ class Reader:
             if self._maps is not None:
                 self._maps.read(self._shard_of(rows), offsets, lengths, memory, places, crcs)
                 return
-            for shard, slots in ReadPlan.of(rows, self.shard_starts, offsets).shards:
+            plan = ReadPlan.of(rows, self.shard_starts, offsets).shards
+            if isinstance(self.files, FarFiles):
+                part = np.concatenate([slots for _, slots in plan]) if plan else rows
+                names = [self.split.shards[shard].file for shard, _ in plan]
+                some = [(offsets[s], lengths[s], places[s], crcs[s]) for _, s in plan]
+                self.files.read_parts([Part(n, *ranges) for n, ranges in zip(names, some, strict=True)], memory)
+                return
+            for shard, slots in plan:
                 part = slots  # numbers of BadRange count within the shard
                 file = self.split.shards[shard].file
                 self.files.read(file, offsets[slots], lengths[slots], memory, places[slots], crcs[slots])

@@ -19,41 +19,52 @@ import re
 from pathlib import Path
 
 from streamkit.errors import RefusedError, UsageError
+from streamkit.remote.address import Address, place
 
 
 def shards_root(
-    folder: str | os.PathLike[str], recorded: str | None, named: str | os.PathLike[str] | None, dataset_id: str
-) -> Path:
+    folder: str | os.PathLike[str] | Address,
+    recorded: str | None,
+    named: str | os.PathLike[str] | Address | None,
+    dataset_id: str,
+) -> Path | Address:
     """The folder below which a dataset's shards lie.
 
     Args:
-        folder: the dataset's own.
+        folder: the dataset's own, or its address.
         recorded: root of adopted files relative to it, as the manifest says; None where shards lie beside the manifest.
-        named: the root as the user says it, or None.
+        named: the root as the user says it, a folder or an address; or None.
         dataset_id: the manifest's.
 
     Raises:
         RefusedError: the recorded root lies outside the dataset's folder, and this user never named it.
         UsageError: the root named is no folder, or the dataset has no adopted files.
     """
-    own = Path(folder)
+    own = place(folder)
     if named is not None:
         if recorded is None:
             raise UsageError("root= is for adopted files, and this dataset holds its own shards", path=own)
-        if not Path(named).is_dir():
+        chosen = place(named)
+        if isinstance(chosen, Path) and not chosen.is_dir():
             raise UsageError("the root is no folder", path=named, hint="Give the folder that the adopted files lie in.")
-        return Path(named)
+        return chosen
     if recorded is None:
         return own
-    top = Path(os.path.realpath(own))
-    place = Path(os.path.realpath(top / recorded))
-    if place != top and top not in place.parents and not _note(dataset_id).exists():
+    if isinstance(own, Address):
         raise RefusedError(
-            f"its files lie outside of it, in {place}, and this user did not index them",
+            "its files lie elsewhere, and an address in a manifest is not followed by itself",
+            path=own,
+            hint="If you trust it, name the folder that they lie in, here or on a server: root= (--root).",
+        )
+    top = Path(os.path.realpath(own))
+    found = Path(os.path.realpath(top / recorded))
+    if found != top and top not in found.parents and not _note(dataset_id).exists():
+        raise RefusedError(
+            f"its files lie outside of it, in {found}, and this user did not index them",
             path=own,
             hint="If you trust it, name that folder: root= (--root).",
         )
-    return place
+    return found
 
 
 def remember(dataset_id: str) -> bool:

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.errors import UsageError
+from streamkit.remote.address import is_remote
 from streamkit.schema import Field, Schema
+from streamkit.units import whole
 from streamkit.view import Spec
 
 Ints = npt.NDArray[np.int64]
@@ -27,6 +31,7 @@ _PREFETCH = 2  # tasks done ahead beyond those under way
 _HANDED = 3  # batches that are no longer the loader's: the caller's last, and two that a framework holds ahead
 _TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
 _TOGETHER_NBYTES = 8 << 20
+_FAR_THREADS = 16
 _USUAL_RATIO = {"zlib": 4, "varint": 8}  # on numbers; the index does not say the decoded size of ragged arrays
 
 
@@ -122,6 +127,15 @@ def scratch_nbytes(
         elif lengths is not None and (field.encoding != "raw" or not field.fixed):
             total += stored * (1 + _USUAL_RATIO.get(field.encoding, 1))
     return total
+
+
+def n_threads(asked: Any, path: object) -> int:
+    """Threads of a loader of `path`: those asked for, or one a core; with a server they mostly wait, and cost little."""
+    n = whole("num_workers", asked)
+    if n is not None and n < 0:
+        raise UsageError(f"num_workers is {n}, expected 0 or more")
+    n_cores = len(os.sched_getaffinity(0))
+    return n if n is not None else max(_FAR_THREADS, n_cores) if is_remote(path) else n_cores
 
 
 def sample_nbytes(specs: Mapping[str, Spec], schema: Schema, columns: Mapping[str, npt.NDArray[Any]]) -> int:

@@ -26,6 +26,7 @@ FLOORS = {
     "native": 0,
     "guard": 1,
     "units": 1,
+    "remote": 1,
     "schema": 1,
     "manifest": 2,
     "index": 2,
@@ -55,7 +56,7 @@ ROOMS = dict.fromkeys(
         *("shuffling", "sizing", "skipping", "stream", "view"),
     ),
     "loader",
-) | {"chunks": "reader", "lengths": "order", "shares": "order", "commands": "cli", "loose": "reader"}
+) | {"chunks": "reader", "far": "reader", "readplan": "reader", "lengths": "order", "shares": "order", "commands": "cli", "loose": "reader"}
 
 # Longer than 300 lines, and known to be.
 LONG = {"manifest.py", "stream.py"}

@@ -22,7 +22,8 @@ from reading import CODECS, FORMATS, stored
 import streamkit
 from streamkit import DamagedError, StreamkitError, native
 from streamkit.codecs.array import decode_chunk
-from streamkit.reader import Reader, ReadPlan
+from streamkit.reader import Reader
+from streamkit.readplan import ReadPlan
 from streamkit.storage import MAX_OPEN
 
 N = 400

@@ -32,6 +32,7 @@ from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest, Shard, Split
 from streamkit.opening import OpenManifest
 from streamkit.payloads import Payloads
 from streamkit.reader import Reader
+from streamkit.remote.address import local_only
 from streamkit.rooted import remember
 from streamkit.schema import Field, Schema
 from streamkit.sources import open_source
@@ -92,11 +93,11 @@ def adopt(
         ResourceError: disk or permission.
     """
     started = time.perf_counter()
-    paths = [Path(p) for p in ([files] if isinstance(files, (str, os.PathLike)) else files)]
+    paths = [local_only(p, "index") for p in ([files] if isinstance(files, (str, os.PathLike)) else files)]
     if not paths:
         raise UsageError("no file to index", hint="Give TFRecord or HDF5 files, or a folder.")
     wishes = Wishes.parse([field] if isinstance(field, str) else field, label)
-    final = Path(os.path.abspath(out))
+    final = Path(os.path.abspath(local_only(out, "index")))
     found = _look(paths, wishes, None if root is None else Path(root), progress)
     _check_out(final, found)
     try:

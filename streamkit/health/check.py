@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from streamkit.errors import DamagedError, RefusedError, UsageError
-from streamkit.guard import regular_file
+from streamkit.health.bring import first_bytes, here, size_of
 from streamkit.health.decode import undecodable
 from streamkit.health.entries import CHUNKS, Entries, ShardRanges, open_entries
 from streamkit.health.report import Problem, Report
@@ -33,6 +33,7 @@ from streamkit.index import Index
 from streamkit.loose import LooseFiles
 from streamkit.manifest import FILE_NAME, Manifest, Shard, Split
 from streamkit.native import BadRange
+from streamkit.remote.address import Address, place
 from streamkit.rooted import shards_root
 from streamkit.shards.tfrecord import read_records
 
@@ -52,7 +53,7 @@ def verify(
     """Check a dataset against its manifest and index. Every byte is read once; nothing is written.
 
     Args:
-        path: the dataset's folder.
+        path: the dataset's folder, or its address on a server; shards there are copied here, one by one.
         quick: sizes and headers only, and the index's digest.
         full: decode every payload as well.
         workers: shards read at once; None takes one a core.
@@ -66,6 +67,7 @@ def verify(
         UsageError: the path does not exist or is no dataset.
         FormatVersionError: written by a newer release.
         RefusedError: a manifest that is refused for safety.
+        RemoteError: a server that does not give what is to be checked.
     """
     if quick and full:
         raise UsageError("quick and full exclude each other")
@@ -75,12 +77,12 @@ def verify(
         manifest = Manifest.load(path)
     except DamagedError as error:
         return Report(str(path), mode, problems=(Problem(FILE_NAME, error.what),))
-    place = shards_root(path, manifest.root, root, manifest.dataset_id)
-    check = Check(Path(path), manifest, workers, progress, place)
+    folder, below = place(path), shards_root(path, manifest.root, root, manifest.dataset_id)
+    check = Check(folder, manifest, workers, progress, below)
     problems = list(check.quick() if quick else check.all())
     if full:
         damaged = {problem.file for problem in problems}
-        problems += undecodable(Path(path), place, manifest, damaged, check.entries, check.n_workers)
+        problems += undecodable(folder, below, manifest, damaged, check.entries, check.n_workers)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     return Report(
         str(path),
@@ -106,11 +108,11 @@ class Check:
 
     def __init__(
         self,
-        root: Path,
+        root: Path | Address,
         manifest: Manifest,
         workers: int | None = None,
         progress: Callable[[int], Progress] | None = None,
-        place: Path | None = None,
+        place: Path | Address | None = None,
     ) -> None:
         self.root, self.manifest = root, manifest
         self.place = root if place is None else place  # where the shards lie: adopted ones lie elsewhere
@@ -152,9 +154,9 @@ class Check:
         self.entries[split.name], problems = open_entries(self.root, self.manifest, split)
         return problems
 
-    def _size(self, folder: Path, name: str, nbytes: int) -> Iterator[Problem]:
+    def _size(self, folder: Path | Address, name: str, nbytes: int) -> Iterator[Problem]:
         try:
-            size = regular_file(folder / name).st_size
+            size = size_of(folder / name)
         except FileNotFoundError:
             yield Problem(name, "is missing")
         except RefusedError as error:
@@ -167,10 +169,8 @@ class Check:
         wrong = list(self._size(self.place, shard.file, shard.nbytes))
         yield from wrong
         magic = _MAGIC[self.manifest.format]
-        if not wrong and magic:
-            with open(self.place / shard.file, "rb") as file:
-                if file.read(len(magic)) != magic:
-                    yield Problem(shard.file, "its first bytes are not those of an HDF5 file")
+        if not wrong and magic and first_bytes(self.place / shard.file, len(magic)) != magic:
+            yield Problem(shard.file, "its first bytes are not those of an HDF5 file")
 
     def _side_file(self, name: str) -> Iterator[Problem]:
         said = self.manifest.files[name]
@@ -178,7 +178,8 @@ class Check:
         yield from wrong
         if wrong:
             return
-        found = self._scan(self.root / name, said.nbytes, ShardRanges.of([]))
+        with here(self.root / name, said.nbytes, said.digest) as path:
+            found = self._scan(path, said.nbytes, ShardRanges.of([]))
         if found.error:
             yield Problem(name, found.error)
         elif found.digest != said.digest:
@@ -212,9 +213,11 @@ class Check:
         if trouble:
             yield Problem(split.index, f"{shard.file}: {trouble}")
             ranges, entries = ShardRanges.of([]), None
-        found = self._scan(self.place / shard.file, shard.nbytes, ranges)
+        with here(self.place / shard.file, shard.nbytes, shard.digest) as path:
+            found = self._scan(path, shard.nbytes, ranges)
+            same = found.digest == shard.digest and not found.error
+            broken = "" if same else self._first_broken_record(path)
         bad = ~found.read | (found.crcs != ranges.crcs)
-        same = found.digest == shard.digest and not found.error
         if same and not bad.any() and not wrong:
             return
         rows = every_row if entries is None else entries.rows_of(number, ranges, bad)
@@ -224,9 +227,9 @@ class Check:
         elif not same and found.digest in self._files:
             yield Problem(shard.file, f"holds the bytes of {self._files[found.digest]}")
         elif not same and entries is None:
-            yield Problem(shard.file, _digests(found, shard) + self._first_broken_record(shard))
+            yield Problem(shard.file, _digests(found, shard) + broken)
         elif not same and not wrong and not bad.any():
-            where = self._first_broken_record(shard) or "; every payload is whole, the damage lies between them"
+            where = broken or "; every payload is whole, the damage lies between them"
             yield Problem(shard.file, _digests(found, shard) + where)
         if entries is not None:
             first = int(entries.starts[number])
@@ -254,12 +257,12 @@ class Check:
             self.nbytes += int(lengths[row])
             self._done(int(lengths[row]))
 
-    def _first_broken_record(self, shard: Shard) -> str:
+    def _first_broken_record(self, path: Path) -> str:
         """Where a TFRecord's own sums first fail; found by reading it again, as only damaged shards are."""
         if self.manifest.format != "tfrecord":
             return ""
         try:
-            for _ in read_records(self.place / shard.file):
+            for _ in read_records(path):
                 pass
         except DamagedError as error:
             return f"; record {error.record}: {error.what}"

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from streamkit.codecs import image
-from streamkit.errors import DamagedError, StreamkitError
+from streamkit.errors import DamagedError, RemoteError, StreamkitError
 from streamkit.health.report import Problem
 from streamkit.manifest import Manifest, Split
 from streamkit.payloads import Payloads
 from streamkit.reader import Reader
+from streamkit.remote.address import Address
 from streamkit.schema import Field
 
 _ROWS_AT_ONCE = 64
@@ -29,7 +30,12 @@ _SIDES = ("width", "height", "channels")
 
 
 def undecodable(
-    root: Path, place: Path, manifest: Manifest, damaged: set[str], entries: dict[str, Any], n_workers: int
+    root: Path | Address,
+    place: Path | Address,
+    manifest: Manifest,
+    damaged: set[str],
+    entries: dict[str, Any],
+    n_workers: int,
 ) -> list[Problem]:
     """Records that do not decode, of shards (in the folder `place`) that are not among `damaged` files.
 
@@ -41,6 +47,8 @@ def undecodable(
             continue
         try:
             reader = Reader(root, manifest, split, manifest.schema.payloads, _SIDES, lenient=True, shards_root=place)
+        except RemoteError:
+            raise
         except StreamkitError as error:
             out.append(Problem(Path(error.path or split.index).name, error.what))
             continue

@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkit.errors import RefusedError, StreamkitError
+from streamkit.errors import RefusedError, RemoteError, StreamkitError
 from streamkit.health.report import Problem
 from streamkit.index import Index
 from streamkit.manifest import Manifest, Split
+from streamkit.remote.address import Address
 from streamkit.schema import Field
 
 Ints = npt.NDArray[np.int64]
@@ -79,7 +80,7 @@ class Entries:
         StreamkitError: a table is missing or not what the manifest says; `.path` names it.
     """
 
-    def __init__(self, root: Path, manifest: Manifest, split: Split) -> None:
+    def __init__(self, root: Path | Address, manifest: Manifest, split: Split) -> None:
         self.root, self.split = root, split
         self.index = Index(root / split.index, split.samples, split.index_digest)
         self.fields = list(manifest.schema.payloads)
@@ -137,7 +138,7 @@ class Entries:
             return [Problem(self.split.index, f"cannot be read: {error}")]
 
     def _shards_named(self) -> list[Problem]:
-        column = pq.ParquetFile(self.index.path, read_dictionary=["shard"]).read(["shard"]).column("shard")
+        column = pq.ParquetFile(self.index.file, read_dictionary=["shard"]).read(["shard"]).column("shard")
         for shard, start in zip(self.split.shards, self.starts.tolist(), strict=False):
             named = column.slice(start, shard.samples).unique().to_pylist()
             if shard.samples and named != [shard.file]:
@@ -176,10 +177,12 @@ class Entries:
         return []
 
 
-def open_entries(root: Path, manifest: Manifest, split: Split) -> tuple[Entries | None, list[Problem]]:
+def open_entries(root: Path | Address, manifest: Manifest, split: Split) -> tuple[Entries | None, list[Problem]]:
     """The entries of a split if its tables are what the manifest says, else the problem."""
     try:
         entries = Entries(root, manifest, split)
+    except RemoteError:
+        raise  # whether the table is damaged, nobody knows
     except StreamkitError as error:
         refused = isinstance(error, RefusedError)
         return None, [Problem(Path(error.path or split.index).name, error.what, refused=refused)]

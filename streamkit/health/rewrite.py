@@ -41,6 +41,7 @@ from streamkit.health.grown import check_tables, plan_there
 from streamkit.health.report import Problem
 from streamkit.index import ADOPT_AGAIN
 from streamkit.manifest import WORK_FOLDER, Manifest, Split
+from streamkit.remote.address import local_only
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
 from streamkit.sources import BadItem
@@ -99,7 +100,7 @@ def repair(
     if (source is None) != drop:
         raise UsageError("repair needs one of source and drop", hint="Pass --source SRC, or --drop.")
     started = time.perf_counter()
-    root = Path(os.path.abspath(path))
+    root = Path(os.path.abspath(local_only(path, "repair")))
     finish_swap(root)
     manifest = Manifest.load(root)
     if manifest.root is not None:

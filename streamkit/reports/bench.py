@@ -27,6 +27,7 @@ from streamkit.manifest import Manifest
 from streamkit.order import Order
 from streamkit.payloads import Payloads
 from streamkit.reader import Reader
+from streamkit.remote.address import local_only
 from streamkit.reports import limits
 from streamkit.reports.advice import MIN_GAIN, Change, changes, gain
 from streamkit.reports.cluster import Cluster, simulate
@@ -77,7 +78,7 @@ def bench(
     if n_samples < 1 or batch_size < 1:
         raise UsageError(f"{n_samples} samples in batches of {batch_size}, expected 1 or more of each")
     tick = (progress or _unseen)(4)
-    manifest = Manifest.load(path)
+    manifest = Manifest.load(local_only(path, "bench"))
     chosen = manifest.split(split or max(manifest.splits.values(), key=lambda s: s.samples).name)
     if not chosen.samples:
         raise UsageError(f"split {chosen.name!r} has no samples", path=path)
@@ -169,9 +170,9 @@ def _running(batches_of_epoch: Iterable[Any], batch_size: int, budget_s: float) 
 def _files(reader: Reader) -> list[Path]:
     """What a machine's reading is tried on: the shards, or some of an adopted folder's files, drawn fairly."""
     if reader.loose is None:
-        return [reader.files.root / shard.file for shard in reader.split.shards]
+        return [local_only(reader.files.root, "bench") / shard.file for shard in reader.split.shards]
     some = Order(reader.split.samples, 0, True).rows(0, 0, min(_SOME_FILES, reader.split.samples))
-    return [reader.loose.path(int(row)) for row in some]
+    return [local_only(reader.loose.path(int(row)), "bench") for row in some]
 
 
 def _limits(

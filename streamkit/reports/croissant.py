@@ -29,6 +29,7 @@ from streamkit.errors import DamagedError
 from streamkit.guard import mend
 from streamkit.index import Index
 from streamkit.manifest import Manifest, Split
+from streamkit.remote.address import local_only
 from streamkit.storage import write_atomic
 
 FILE_NAME = "croissant.json"
@@ -96,7 +97,7 @@ def croissant(path: str | os.PathLike[str]) -> dict[str, Any]:
         DamagedError: unfinished, altered, or an index is missing.
     """
     manifest = Manifest.load(path)
-    root = Path(path).resolve()
+    root = local_only(path, "--croissant").resolve()
     splits = [s for s in manifest.splits.values() if s.shards]
     files = [file for split in splits for file in _files(root, manifest, split)]
     record_sets = [_records(root, manifest, split) for split in splits]

@@ -25,6 +25,7 @@ from crc32c import crc32c
 from streamkit.errors import DamagedError, UsageError
 from streamkit.guard import mend
 from streamkit.manifest import Manifest
+from streamkit.remote.address import local_only
 from streamkit.shards.tfrecord import masked
 from streamkit.storage import write_atomic
 
@@ -72,7 +73,8 @@ def write_dali_index(path: str | os.PathLike[str]) -> list[Path]:
         UsageError: the dataset is no TFRecord.
         DamagedError: a shard is missing, damaged, or has not as many records as the manifest says.
     """
-    manifest = Manifest.load(path)
+    root = local_only(path, "--dali-index")
+    manifest = Manifest.load(root)
     if manifest.format != "tfrecord":
         raise UsageError(
             f"DALI's index files are for TFRecord, this dataset is {manifest.format}",
@@ -82,7 +84,7 @@ def write_dali_index(path: str | os.PathLike[str]) -> list[Path]:
     written = []
     for split in manifest.splits.values():
         for shard in split.shards:
-            file = Path(path) / shard.file
+            file = root / shard.file
             places = list(record_places(file))
             if len(places) != shard.samples:
                 raise DamagedError(

@@ -20,6 +20,7 @@ import numpy as np
 
 from streamkit.errors import one_line
 from streamkit.manifest import Manifest, Split
+from streamkit.remote.address import Address, place
 from streamkit.reports import sampling
 from streamkit.reports.text import bar, human, schema_table, table
 from streamkit.schema import Field
@@ -32,7 +33,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Facts of a dataset, JSON-able. No payload is read, and of the index at most `sampling.MAX_ROWS` rows a split.
 
     Args:
-        path: the dataset's folder.
+        path: the dataset's folder, or its address on a server.
 
     Returns:
         out, dataset_id, format, samples, bytes, source_bytes, decoded_bytes (None where only decoding tells), ratio
@@ -44,13 +45,13 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
         DamagedError: unfinished, altered, or its index cannot be read.
     """
     manifest = Manifest.load(path)
-    root = Path(path)
+    root = place(path)
     nbytes = sum(s.nbytes for s in manifest.splits.values())
     decoded = _decoded_nbytes(root, manifest)
     numbers = [f.name for f in manifest.schema.columns if f.kind == "number"]
     found = [sampling.ranges(root, split, numbers) for split in manifest.splits.values() if split.samples]
     return {
-        "out": os.fspath(path),
+        "out": os.fspath(root),
         "dataset_id": manifest.dataset_id,
         "format": manifest.format,
         "streamkit_version": manifest.streamkit_version,
@@ -76,7 +77,7 @@ def info(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
-def _image_size(root: Path, manifest: Manifest) -> dict[str, Any] | None:
+def _image_size(root: Path | Address, manifest: Manifest) -> dict[str, Any] | None:
     """Width and height [pixel]: smallest and largest exact, the median of the rows that were looked at."""
     if not any(f.is_image for f in manifest.schema):
         return None
@@ -96,7 +97,7 @@ def _image_size(root: Path, manifest: Manifest) -> dict[str, Any] | None:
     return out
 
 
-def _decoded_nbytes(root: Path, manifest: Manifest) -> int | None:
+def _decoded_nbytes(root: Path | Address, manifest: Manifest) -> int | None:
     """Bytes of all payloads as arrays; None where a field's size is known to its samples only."""
     total = 0
     n_samples = sum(s.samples for s in manifest.splits.values())
@@ -112,12 +113,12 @@ def _decoded_nbytes(root: Path, manifest: Manifest) -> int | None:
     return total
 
 
-def _mean(root: Path, split: Split, name: str) -> float:
+def _mean(root: Path | Address, split: Split, name: str) -> float:
     values = sampling.columns(root, split, [name]).get(name, np.zeros(0))
     return float(values.mean()) if len(values) else 0.0
 
 
-def _mean_channels(root: Path, manifest: Manifest, field: Field) -> float:
+def _mean_channels(root: Path | Address, manifest: Manifest, field: Field) -> float:
     if field.shape[2] is not None:
         return field.shape[2]
     parts = [(s.samples, sampling.columns(root, s, ["channels"])) for s in manifest.splits.values() if s.samples]

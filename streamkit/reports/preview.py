@@ -20,6 +20,7 @@ import numpy as np
 
 from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import Manifest
+from streamkit.remote.address import local_only
 from streamkit.reports import sampling, views
 from streamkit.reports.info import info
 from streamkit.reports.page import page
@@ -63,6 +64,7 @@ def preview(
     """
     if n_samples < 1:
         raise UsageError(f"{n_samples} samples are to be shown, expected 1 or more")
+    root = local_only(path, "preview")
     facts = info(path)
     manifest = Manifest.load(path)
     drawn = _drawn(manifest, n_samples)
@@ -75,7 +77,7 @@ def preview(
             if tick is not None:
                 tick(1)
     return {
-        "name": Path(path).resolve().name,
+        "name": root.resolve().name,
         "format": manifest.format,
         "samples": facts["samples"],
         "bytes": facts["bytes"],
@@ -84,10 +86,10 @@ def preview(
         "fields": facts["fields"],
         "classes": _classes(manifest, facts["classes"]),
         "items": items,
-        "sizes": _sizes(Path(path), manifest),
+        "sizes": _sizes(root, manifest),
         "light": light.facts(),
-        "columns": _columns(Path(path), manifest),
-        "skipped": {"count": manifest.skipped, "items": _skipped(Path(path), manifest.skipped)},
+        "columns": _columns(root, manifest),
+        "skipped": {"count": manifest.skipped, "items": _skipped(root, manifest.skipped)},
     }
 
 

@@ -25,6 +25,7 @@ from streamkit.guard import mend
 from streamkit.index import Index, numpy_of
 from streamkit.manifest import Split
 from streamkit.order import Order
+from streamkit.remote.address import Address
 
 MAX_ROWS = 1 << 18  # rows of the index that a report looks at; all of them in datasets up to this size
 _SEED = 0
@@ -44,14 +45,14 @@ def fair_rows(n: int, n_wanted: int) -> npt.NDArray[np.int64]:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: Path | Address) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OSError) as error:
         raise DamagedError(f"the index cannot be read: {error}", path=path, hint=mend(path.parent)) from None
 
 
-def columns(root: Path, split: Split, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+def columns(root: Path | Address, split: Split, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     """Those of the named index columns that there are, for every row or for whole shards spread over a large split.
 
     Raises:
@@ -62,19 +63,19 @@ def columns(root: Path, split: Split, names: Sequence[str]) -> dict[str, npt.NDA
     if not names or not split.samples:
         return {n: np.empty(0) for n in names}
     with _reading(index.path):
-        file = pq.ParquetFile(index.path)
+        file = pq.ParquetFile(index.file)
         mean = split.samples / file.num_row_groups
         groups = spread(file.num_row_groups, max(1, int(MAX_ROWS / mean)))
         table = file.read_row_groups(groups, columns=names)
     return {n: numpy_of(table, n) for n in names}
 
 
-def ranges(root: Path, split: Split, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+def ranges(root: Path | Address, split: Split, names: Sequence[str]) -> dict[str, tuple[Any, Any]]:
     """Smallest and largest value of index columns, exact, from the footer alone; a column without them is left out."""
     index = Index(root / split.index, split.samples)
     out: dict[str, tuple[Any, Any]] = {}
     with _reading(index.path):
-        meta = pq.read_metadata(index.path)
+        meta = pq.read_metadata(index.file)
         number = {meta.schema.column(i).path: i for i in range(meta.num_columns)}
         for name in set(names) & set(number):
             found = [meta.row_group(g).column(number[name]).statistics for g in range(meta.num_row_groups)]

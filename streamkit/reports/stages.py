@@ -26,7 +26,8 @@ from streamkit.codecs import image
 from streamkit.codecs.array import decode_chunk
 from streamkit.codecs.resize import recolor, resize
 from streamkit.payloads import Payloads
-from streamkit.reader import Reader, ReadPlan
+from streamkit.reader import Reader
+from streamkit.readplan import ReadPlan
 from streamkit.schema import Field
 
 STAGES = ("read", "check", "decode", "resize", "batch")

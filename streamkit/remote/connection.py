@@ -1,0 +1,110 @@
+"""The file system behind an address, and its event loop: how requests get to a server and out of its way.
+
+fsspec's client libraries work in one event loop, in a thread of fsspec's own; whoever wants bytes hands it a coroutine
+and waits. File systems that know no event loop (sftp, memory) are asked by one thread at a time, as their clients are
+not all safe in threads.
+
+    >>> connection = Connection.of(Address("memory://set/a"))
+    >>> connection.path(Address("memory://set/a")), connection.width
+    ('/set/a', 1)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+from streamkit.errors import UsageError
+from streamkit.remote.address import Address
+
+Got = TypeVar("Got")
+
+MAX_REQUESTS = 64  # under way at once, of all threads together, for each server
+
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
+}
+_PACKAGES |= {"http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko"}
+
+_lock = threading.Lock()
+_open: dict[str, Connection] = {}
+
+
+class Connection:
+    """One server's file system. Use `Connection.of`; a forked child gets its own.
+
+    Attributes:
+        fs: fsspec's file system, asynchronous.
+        wrapped: True where it is a synchronous one in threads.
+        width: requests that may be under way at once.
+        gate: holds them to that.
+    """
+
+    def __init__(self, address: Address) -> None:
+        import fsspec
+        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+        try:
+            fs: Any = fsspec.core.url_to_fs(address.url)[0]
+        except ImportError:
+            package = _PACKAGES.get(address.scheme, address.scheme)
+            raise UsageError(
+                f"{address.scheme}:// needs the package {package}", path=address, hint=f"Run `pip install {package}`."
+            ) from None
+        except ValueError as error:
+            if "rotocol" not in str(error):
+                raise
+            raise UsageError(f"{address.scheme}:// is no address that fsspec knows", path=address) from None
+        self.wrapped = not fs.async_impl
+        self.fs: Any = AsyncFileSystemWrapper(fs, asynchronous=True) if self.wrapped else fs
+        self.width = 1 if self.wrapped else MAX_REQUESTS
+        self.gate = asyncio.Semaphore(self.width)
+
+    @classmethod
+    def of(cls, address: Address) -> Connection:
+        """The connection to an address's server: made once a process and server."""
+        key = f"{os.getpid()} {address.url.split('://')[0]}://{'/'.join(address.url.split('://')[1].split('/')[:1])}"
+        with _lock:
+            if key not in _open:
+                _open[key] = cls(address)
+            return _open[key]
+
+    def path(self, address: Address) -> str:
+        """The address as the file system names it."""
+        return str(self.fs._strip_protocol(address.url))
+
+
+def wait_for(work: Coroutine[Any, Any, Got]) -> Got:
+    """The result of a coroutine that runs in fsspec's event loop; interrupting the wait cancels it."""
+    from fsspec.asyn import get_loop
+
+    future = asyncio.run_coroutine_threadsafe(work, get_loop())
+    try:
+        return future.result()
+    except BaseException:
+        future.cancel()
+        raise
+
+
+async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all. When one fails the others are ended first, so that none of them writes anywhere afterwards."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock(), _open={}))
