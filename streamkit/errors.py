@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterable
 
 
@@ -34,7 +35,23 @@ def message(what: str, *, where: str = "", hint: str = "") -> str:
     text = f"{where}: {what}" if where else what
     if hint:
         text = f"{text} {hint}" if text.endswith(("?", "!")) else f"{text.rstrip('.')}. {hint}"
-    return one_line(text)
+    return one_line(redacted(text))
+
+
+def redacted(text: str) -> str:
+    """A text without what may be secret in the addresses that it holds: users, passwords, queries, AWS key ids.
+
+    >>> redacted("GET sftp://me:pw@host/x failed for AKIAIOSFODNN7EXAMPLE, see https://h/x?sig=1")
+    'GET sftp://***@host/x failed for ***, see https://h/x?***'
+    """
+    if "://" in text:
+        text = _QUERY.sub(r"\1?***", _USER.sub("***@", text))
+    return _KEY_ID.sub("***", text)
+
+
+_USER = re.compile(r"(?<=://)[^/\s@]*@")
+_QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\")\]>,]*[^\s'\")\]>,:;.]")
+_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -53,7 +70,7 @@ class StreamkitError(Exception):
     """Base of every error that crosses the border.
 
     Attributes:
-        path: file or folder concerned, or None.
+        path: file or folder concerned, without credentials, or None.
         shard: shard file name, or None.
         record: number of the record in its shard (from 0), or None.
         offset: position in the file [B], or None.
@@ -74,7 +91,7 @@ class StreamkitError(Exception):
         hint: str = "",
     ) -> None:
         self.what, self.hint = what, hint
-        self.path = None if path is None else os.fspath(path)
+        self.path = None if path is None else redacted(os.fspath(path))
         self.shard, self.record, self.offset, self.key = shard, record, offset, key
         where = shard or self.path or ""
         if record is not None:

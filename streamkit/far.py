@@ -18,7 +18,6 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +33,6 @@ from streamkit.remote.address import Address
 from streamkit.remote.failures import Missing
 from streamkit.remote.ranges import Wanted, read_ranges
 from streamkit.remote.transfer import read, size
-from streamkit.storage import Files
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
@@ -82,7 +80,8 @@ class FarFiles:
         if wrong:
             self._again(parts, wrong, memory)
 
-    def _bring(self, parts: Sequence[Part], memory: Bytes) -> None:
+    def _bring(self, parts: Sequence[Part], memory: Bytes, fresh: bool = False) -> None:
+        """Bring bytes as they are; `fresh`: from the server itself."""
         try:
             read_ranges([Wanted(self.root / p.name, p.offsets, p.lengths, p.places) for p in parts], memory)
         except Missing as missing:
@@ -110,7 +109,9 @@ class FarFiles:
                 )
             time.sleep(wait_s)
             some = _only(parts, set(wrong))
-            self._bring(some, memory)  # whichever file is missing now, was there before: replaced, or about to be
+            self._bring(
+                some, memory, fresh=True
+            )  # whichever file is missing now, was there before: replaced, or about to be
             found = _wrong(parts, memory, set(wrong))
             n_same = {i: n_same[i] + 1 if wrong[i] == crc else 1 for i, crc in found.items()}
             wrong, n_failed = found, n_failed + 1
@@ -187,17 +188,3 @@ def _only(parts: Sequence[Part], numbers: set[int]) -> list[Part]:
         one = slice(inside, inside + 1)
         out.append(Part(name, offsets[one], lengths[one], places[one], None))
     return out
-
-
-def files_of(where: Path | Address, missing: str, folder: Path | Address, dataset_id: str) -> Files | FarFiles:
-    """The files of a dataset's shards.
-
-    Args:
-        where: the folder that they lie in.
-        missing: what an error about a missing one advises.
-        folder: the dataset's own.
-        dataset_id: its manifest's.
-    """
-    if isinstance(where, Path):
-        return Files(where, missing)
-    return FarFiles(where, missing, (folder, dataset_id) if isinstance(folder, Address) else None)

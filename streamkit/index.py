@@ -36,6 +36,7 @@ from streamkit.guard import mend, regular_file
 from streamkit.remote.address import Address, place
 from streamkit.remote.failures import Missing
 from streamkit.remote.transfer import download
+from streamkit.schema import Field
 
 # In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
 _NARROW = {"length": np.int32, "crc32c": np.uint32, "chunk": np.int32, "row": np.int32}
@@ -175,6 +176,25 @@ class Index:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""
         return pq.ParquetFile(self.file).read(None if columns is None else list(columns))
+
+
+def check_column(field: Field, values: npt.NDArray[Any], path: Path | Address) -> None:
+    """A column must hold what the schema says, and a label a class that there is.
+
+    Raises:
+        DamagedError: it does not.
+        UsageError: labels beyond the int32 of batches.
+    """
+    if field.dtype != "string" and values.dtype.kind != np.dtype(field.dtype).kind:
+        raise DamagedError(f"column {field.name!r} is {values.dtype}, not {field.dtype}", path=path)
+    if field.kind == "label" and len(values) and int(values.max()) > 2**31 - 1:
+        raise UsageError(
+            f"labels go up to {values.max()}, beyond the int32 of batches", hint="Pass label_mode=None, or fields=."
+        )
+    if field.class_names is not None and len(values):
+        low, high = values.min(), values.max()
+        if low < 0 or high >= len(field.class_names):
+            raise DamagedError(f"labels go from {low} to {high}, there are {len(field.class_names)} classes", path=path)
 
 
 ADOPT_AGAIN = "If it was moved, name its folder with root= (--root); if it changed, run `streamkit index` again."

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.batch import BatchMaker
+from streamkit.blocks import Blocks
 from streamkit.buffers import Buffers
 from streamkit.choose import by_class, choose, fingerprint, parse_split
 from streamkit.chunks import slab_nbytes
@@ -55,8 +56,7 @@ class Loader(Stream):
         shuffle: another order in every epoch; False is storage order.
         seed: of the order.
         drop_remainder: leave out a last batch that is not full.
-        dtype: of images: "float32" (0 to 255), "uint8", "float16" or "float64".
-        color_mode: "rgb", "grayscale" or "rgba".
+        dtype: of images: "float32" (0 to 255), "uint8", "float16" or "float64"; color_mode: "rgb", "grayscale", "rgba".
         label_mode: "int" (int32), "categorical" (one-hot float32), "binary" (float32 (B, 1)) or None.
         interpolation: "bilinear", "nearest", "bicubic", "area", "antialias" or "lanczos3".
         crop_to_aspect_ratio: crop the centre to image_size's ratio before resizing.
@@ -83,6 +83,8 @@ class Loader(Stream):
             shorter by them, under drop_remainder the next good samples stand in, so that shapes stay static.
         max_bad: share of the samples that may be bad before "skip" raises after all.
         manifest_digest: the `dataset_id` that the dataset must have; see `streamkit.open`.
+        cache_dir: folder that keeps what comes from a server, for all processes and later runs; by content, never stale.
+        cache_limit: bytes, or text like "100GB", that it may take; 32 GiB if None. What was not used for longest goes.
         root: of a dataset of adopted files: the folder below which they lie, where it is not the one recorded.
 
     Yields:
@@ -118,6 +120,8 @@ class Loader(Stream):
         shard_index: int | None = None,
         num_shards: int | None = None,
         memory_budget: int | str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_limit: int | str | None = None,
         num_workers: int | None = None,
         device: Any = None,
         pad_to: str | int | Sequence[int] = "batch",
@@ -158,6 +162,7 @@ class Loader(Stream):
             map_limit_nbytes=None if memory_budget is None else self._budget,
             lenient=on_corrupt == "skip",
             shards_root=shards_root(path, self.manifest.root, root, self.manifest.dataset_id),
+            blocks=Blocks.of(cache_dir, cache_limit),
         )
         self._chosen = choose(self._reader.index, part, where, rows)
         order, facts = self._balanced(balance) if balance is not False else self._plain()

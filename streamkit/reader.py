@@ -23,11 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit import native
+from streamkit.blocks import Blocks
+from streamkit.cached import files_of
 from streamkit.chunks import Slabs, grid, slab_nbytes
-from streamkit.errors import DamagedError, RefusedError, UsageError
-from streamkit.far import FarFiles, Part, files_of
+from streamkit.errors import DamagedError, RefusedError
+from streamkit.far import FarFiles, Part
 from streamkit.guard import mend
-from streamkit.index import ADOPT_AGAIN, Index
+from streamkit.index import ADOPT_AGAIN, Index, check_column
 from streamkit.loose import LooseFiles
 from streamkit.manifest import Manifest, Split
 from streamkit.native import BadRange
@@ -53,8 +55,9 @@ class Reader:
         map_limit_nbytes: shards are mapped if all of the split's are smaller [B]; None: than half the memory available.
         lenient: shards may be missing or of another size; rows whose bytes are not there are damaged when they are read.
         shards_root: the folder that the shards lie in; `root` if None.
+        blocks: where bytes of shards on a server are kept.
 
-    Both folders may be addresses on a server. Shards there are looked at when they are read.
+    Both folders may be addresses on a server; shards there are looked at when they are read.
 
     Raises:
         DamagedError: index or shard missing, cut, or not what the manifest says.
@@ -72,14 +75,15 @@ class Reader:
         map_limit_nbytes: int | None = None,
         lenient: bool = False,
         shards_root: str | os.PathLike[str] | Address | None = None,
+        blocks: Blocks | None = None,
     ) -> None:
         self.root, self.manifest, self.split = place(root), manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
         where = self.root if shards_root is None else place(shards_root)
-        self.files = files_of(where, self._again, self.root, manifest.dataset_id)
+        self.files = files_of(where, self._again, self.root, manifest.dataset_id, blocks, split.shards)
         self.index = Index(self.root / split.index, split.samples, split.index_digest)
         self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
-        self.lenient = lenient
+        self.lenient, self._blocks = lenient, blocks
         self._load()
         sizes_fit = self._check_sizes()
         self._check_ranges()
@@ -137,7 +141,7 @@ class Reader:
         ends = np.array([s.nbytes for s in self.split.shards], np.int64)
         for field in self.fields:
             if not field.is_payload:
-                self._check_column(field)
+                check_column(field, self.columns[field.name], self.index.path)
                 continue
             largest = max(field.sample_nbytes, slab_nbytes(field)) if field.dtype not in ("string", "bytes") else 0
             if largest > MAX_RANGE_NBYTES:
@@ -166,28 +170,15 @@ class Reader:
                     f"a range of {lengths.max()} bytes; the limit is {MAX_RANGE_NBYTES}", path=self.index.path
                 )
 
-    def _check_column(self, field: Field) -> None:
-        """A column must hold what the schema says, and a label a class that there is."""
-        values = self.columns[field.name]
-        if field.dtype != "string" and values.dtype.kind != np.dtype(field.dtype).kind:
-            raise DamagedError(f"column {field.name!r} is {values.dtype}, not {field.dtype}", path=self.index.path)
-        if field.kind == "label" and len(values) and int(values.max()) > 2**31 - 1:
-            raise UsageError(
-                f"labels go up to {values.max()}, beyond the int32 of batches", hint="Pass label_mode=None, or fields=."
-            )
-        if field.class_names is not None and len(values):
-            low, high = values.min(), values.max()
-            if low < 0 or high >= len(field.class_names):
-                raise DamagedError(
-                    f"labels go from {low} to {high}, there are {len(field.class_names)} classes", path=self.index.path
-                )
-
     def _map(self, limit_nbytes: int | None) -> Maps | None:
         """Shards that fit in the page cache are mapped; larger splits would thrash there, so they are read by position."""
         limit = available_memory() // 2 if limit_nbytes is None else limit_nbytes
-        if not native.available() or self.split.nbytes > limit or self.loose is not None:
-            return None
-        if isinstance(self.files, FarFiles):
+        if (
+            isinstance(self.files, FarFiles)
+            or self.loose is not None
+            or not native.available()
+            or self.split.nbytes > limit
+        ):
             return None
         try:
             return Maps(self.files, [shard.file for shard in self.split.shards])
@@ -285,6 +276,7 @@ class Reader:
             "map_limit_nbytes": self._map_limit_nbytes,
             "lenient": self.lenient,
             "shards_root": self.files.root,
+            "blocks": self._blocks,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -56,7 +56,9 @@ ROOMS = dict.fromkeys(
         *("shuffling", "sizing", "skipping", "stream", "view"),
     ),
     "loader",
-) | {"chunks": "reader", "far": "reader", "readplan": "reader", "lengths": "order", "shares": "order", "commands": "cli", "loose": "reader"}
+) | {"lengths": "order", "shares": "order", "commands": "cli"} | dict.fromkeys(
+    ("blocks", "cached", "chunks", "far", "loose", "readplan"), "reader"
+)
 
 # Longer than 300 lines, and known to be.
 LONG = {"manifest.py", "stream.py"}

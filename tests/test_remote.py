@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import shutil
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,10 +16,12 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+from converting import class_folders
 from serving import Served, served
 
 import streamkit
-from streamkit.errors import RemoteError
+from streamkit.blocks import wait_until
+from streamkit.errors import DamagedError, RefusedError, RemoteError, UsageError
 from streamkit.remote import patience
 from streamkit.remote.address import Address
 from streamkit.remote.sending import upload
@@ -120,3 +127,152 @@ def test_a_server_that_never_answers_right_ends_in_a_remote_error(server: Served
         list(loader)
     assert time.monotonic() - started < 8
     assert caught.value.exit_code == 6
+
+
+@pytest.mark.parametrize("status", ["401", "403"])
+def test_a_refusal_is_not_tried_again_and_holds_no_secret(server: Served, status: str) -> None:
+    url = server.url.replace("//", "//ann:s3cret@") + "?X-Amz-Signature=1f2e3d&AWSAccessKeyId=AKIAIOSFODNN7EXAMPLE"
+    server.always["manifest.json"] = status
+    with pytest.raises(RemoteError, match=r"\*\*\*@127\.0\.0\.1.*/manifest\.json\?\*\*\*: access was denied") as caught:
+        streamkit.open(url)
+    assert len(server.asked) == 1
+    for secret in ("s3cret", "1f2e3d", "AKIAIOSF", "ann"):
+        assert secret not in str(caught.value) + repr(caught.value) + str(caught.value.path)
+
+
+def test_no_secret_shows_when_reading_works(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    from streamkit.cli import main
+
+    url = server.url + "?sig=1f2e3d"
+    loader = streamkit.Loader(url, image_size=(8, 8))
+    assert "1f2e3d" not in json.dumps(loader.cursor_at(1)) + repr(loader.manifest)
+    assert main(["info", url, "--json"]) == main(["verify", url, "--quick"]) == main(["verify", url, "--full"]) == 0
+    server.always["train-00000.tfrecord"] = "403"
+    assert main(["verify", url]) == 6
+    server.always["train-00000.tfrecord"] = "404"
+    assert main(["verify", url]) == 4
+    shown = "".join(capsys.readouterr())
+    assert "?***" in shown
+    assert "1f2e3d" not in shown
+
+
+def test_bytes_that_are_wrong_at_rest_name_their_record(tmp_path: Path, photo_set: Path) -> None:
+    shutil.copytree(photo_set, tmp_path / "ds")
+    places = streamkit.open(tmp_path / "ds").index().slice(3, 1).to_pylist()[0]
+    with open(tmp_path / "ds" / places["shard"], "r+b") as file:
+        file.seek(places["image.offset"] + 9)
+        file.write(b"?")
+    with served(tmp_path / "ds") as server:
+        with pytest.raises(DamagedError, match="record 3") as caught:
+            batches(server.url, image_size=(8, 8))
+        assert caught.value.key == places["key"]
+        loader = streamkit.Loader(server.url, image_size=(8, 8), on_corrupt="skip", max_bad=0.1)
+        assert sum(len(labels) for _, labels in loader) == 59
+        report = streamkit.verify(server.url)
+        assert [(p.file, p.record) for p in report.problems] == [(places["shard"], 3)]
+
+
+def test_a_missing_shard_is_damage(server: Served) -> None:
+    loader = streamkit.Loader(server.url, image_size=(8, 8))
+    server.always["train-00001.tfrecord"] = "404"
+    with pytest.raises(DamagedError, match=r"train-00001\.tfrecord record .*this shard is missing"):
+        list(loader)
+
+
+@pytest.mark.parametrize("how", ["rewritten", "removed"])
+def test_a_dataset_replaced_in_between_is_not_mixed(tmp_path: Path, photo_set: Path, how: str) -> None:
+    folder = Path(shutil.copytree(photo_set, tmp_path / "ds"))
+    with served(folder) as server:
+        loader = streamkit.Loader(server.url, image_size=(8, 8), shuffle=False)
+        shutil.rmtree(folder)
+        if how == "rewritten":
+            streamkit.convert(class_folders(tmp_path / "new", {"a": 40}), folder, format="tfrecord", workers=1)
+        with pytest.raises(RemoteError, match="the dataset has changed since it was opened"):
+            list(loader)
+
+
+def test_what_is_no_dataset_is_said_without_waiting(server: Served, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"/no/such: this folder is no dataset"):
+        streamkit.open(server.url + "/no/such")
+    with pytest.raises(RefusedError, match="chained"):
+        streamkit.open("simplecache::" + server.url)
+    with pytest.raises(UsageError, match="no address that fsspec knows"):
+        streamkit.open("nosuch://somewhere/x")
+    with pytest.raises(RemoteError, match=r"127\.0\.0\.1:1/x/manifest\.json"):
+        streamkit.open("http://127.0.0.1:1/x")
+
+
+# The cache
+
+
+def test_the_cache_serves_the_next_run_without_the_server(server: Served, photo_set: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"image_size": (8, 8), "cache_dir": tmp_path / "cache"}
+    expected = batches(photo_set, image_size=(8, 8))
+    assert same(batches(server.url, **options), expected)
+    shards = {s.file for s in streamkit.open(photo_set).split().shards}
+    n_asked = [name for name, _ in server.asked if name in shards]
+    assert len(n_asked) == len(set(n_asked)) == len(shards)  # each once: a block holds them whole
+    server.asked.clear()
+    assert same(batches(server.url, **options), expected)
+    assert not shards & {name for name, _ in server.asked}
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty"])
+def test_a_poisoned_block_is_brought_again(server: Served, photo_set: Path, tmp_path: Path, harm: str) -> None:
+    options: dict[str, Any] = {"image_size": (8, 8), "cache_dir": tmp_path / "cache"}
+    expected = batches(server.url, **options)
+    for block in (p for p in tmp_path.rglob("*") if p.is_file()):
+        data = bytearray(block.read_bytes())
+        data[len(data) // 2] ^= 1
+        block.write_bytes({"flip": data, "cut": data[:100], "empty": b""}[harm])
+    assert same(batches(server.url, **options), expected)
+
+
+def test_the_cache_keeps_its_limit(server: Served, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    n_shards = len(streamkit.open(server.url).split().shards)
+    assert n_shards >= 3
+    expected = batches(server.url, image_size=(8, 8))
+    assert same(batches(server.url, image_size=(8, 8), cache_dir=cache, cache_limit=50_000), expected)
+    sizes = [p.stat().st_size for p in cache.rglob("*") if p.is_file()]
+    assert 0 < sum(sizes) <= 50_000
+    assert not list(cache.rglob("*.part"))
+
+
+def test_no_room_for_a_cache_is_one_warning(
+    server: Served, photo_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    assert same(
+        batches(server.url, image_size=(8, 8), cache_dir=tmp_path / "file"), batches(photo_set, image_size=(8, 8))
+    )
+    assert [r.getMessage().partition(": ")[2] for r in caplog.records] == ["nothing is cached there: not a directory"]
+
+
+FILLING = """
+import sys, numpy as np, streamkit
+from streamkit.remote import patience
+loader = streamkit.Loader(sys.argv[1], image_size=(8, 8), batch_size=8, seed=int(sys.argv[3]), cache_dir=sys.argv[2])
+print(sum(int(images.sum()) for images, _ in loader))
+"""
+
+
+def test_processes_share_one_cache_and_survive_each_other(server: Served, tmp_path: Path) -> None:
+    """Three at once, after one that was killed while it held a block: the same pictures, each shard asked for once."""
+    victim = subprocess.Popen([sys.executable, "-c", FILLING, server.url, tmp_path, "0"])
+    shards = {s.file for s in streamkit.open(server.url).split().shards}
+    server.always |= dict.fromkeys(shards, "hang")
+    assert wait_until(lambda: bool(list(tmp_path.rglob("*.part"))), 20)
+    victim.kill()
+    victim.wait()
+    server.always.clear()
+    server.asked.clear()
+    runs = [
+        subprocess.Popen([sys.executable, "-c", FILLING, server.url, tmp_path, str(i)], stdout=subprocess.PIPE)
+        for i in range(3)
+    ]
+    sums = {int(run.communicate()[0]) for run in runs}
+    assert len(sums) == 1 and all(run.returncode == 0 for run in runs)
+    asked = Counter(name for name, _ in server.asked if name in shards)
+    assert set(asked) == shards and max(asked.values()) == 1
+    assert not list(tmp_path.rglob("*.part"))

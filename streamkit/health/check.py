@@ -76,7 +76,7 @@ def verify(
     try:
         manifest = Manifest.load(path)
     except DamagedError as error:
-        return Report(str(path), mode, problems=(Problem(FILE_NAME, error.what),))
+        return Report(str(place(path)), mode, problems=(Problem(FILE_NAME, error.what),))
     folder, below = place(path), shards_root(path, manifest.root, root, manifest.dataset_id)
     check = Check(folder, manifest, workers, progress, below)
     problems = list(check.quick() if quick else check.all())
@@ -85,7 +85,7 @@ def verify(
         problems += undecodable(folder, below, manifest, damaged, check.entries, check.n_workers)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     return Report(
-        str(path),
+        str(folder),
         mode,
         n_samples=sum(shard.samples for shard in shards),
         n_shards=len(shards),

@@ -14,6 +14,6 @@ sending.py      files to servers
 (True, False, False)
 """
 
-from streamkit.remote.address import Address, is_remote, local_only, place, redacted
+from streamkit.remote.address import Address, is_remote, local_only, place
 
-__all__ = ["Address", "is_remote", "local_only", "place", "redacted"]
+__all__ = ["Address", "is_remote", "local_only", "place"]

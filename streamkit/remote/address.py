@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from streamkit.errors import RefusedError, UsageError
+from streamkit.errors import RefusedError, UsageError, redacted
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _USER = re.compile(r"(?<=://)[^/\s@]*@")
-_QUERY = re.compile(r"\?[^\s'\")\]>,]+")
-_KEY_ID = re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b")
 _HTTP = ("http", "https")
 
 
@@ -70,15 +68,6 @@ class Address:
 
     def __fspath__(self) -> str:
         return str(self)
-
-
-def redacted(text: str) -> str:
-    """A text without what may be secret in the addresses that it holds: users, passwords, queries, AWS key ids.
-
-    >>> redacted("GET sftp://me:pw@host/x failed for AKIAIOSFODNN7EXAMPLE")
-    'GET sftp://***@host/x failed for ***'
-    """
-    return _KEY_ID.sub("***", _QUERY.sub("?***", _USER.sub("***@", text)))
 
 
 def is_remote(path: object) -> bool:

@@ -22,7 +22,7 @@ from streamkit.remote.address import Address
 
 Got = TypeVar("Got")
 
-MAX_REQUESTS = 64  # under way at once, of all threads together, for each server
+MAX_REQUESTS = 96  # under way at once, of all threads together, for each server
 
 _PACKAGES = {
     "s3": "s3fs",

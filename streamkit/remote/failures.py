@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
-from streamkit.remote.address import redacted
+from streamkit.errors import redacted
 
 _AGAIN_STATUS = (408, 425, 429)
 _LONGEST_WAIT_S = 60.0  # what a server may ask for
