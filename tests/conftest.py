@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from converting import class_folders, encoded, noise, picture, rotated, write_files
 from harming import make_all, make_sources
+from serving import AWS, s3_server
 
 # The same examples on every run and machine; nothing is stored between runs; a slow machine is no failure.
 hypothesis.settings.register_profile(
@@ -134,3 +135,16 @@ def datasets(harm_sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def copied(datasets: Path, tmp_path: Path) -> Callable[[str], Path]:
     """Makes a private copy of one of them, to be harmed."""
     return lambda name: Path(shutil.copytree(datasets / name, tmp_path / name))
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """The URL of an S3 server with the bucket "data"; the environment names it and holds credentials, as a user's does."""
+    pytest.importorskip("s3fs")
+    facts = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_CONFIG_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (AWS | facts).items():
+            patch.setenv(name, value)
+        with s3_server() as url:
+            patch.setenv("AWS_ENDPOINT_URL", url)
+            yield url

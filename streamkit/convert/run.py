@@ -19,6 +19,7 @@ from pathlib import Path
 from streamkit.codecs import image
 from streamkit.convert.append import Before
 from streamkit.convert.cluster import dask_executor
+from streamkit.convert.distant import at_a_distance
 from streamkit.convert.duplicates import Duplicate
 from streamkit.convert.executor import Progress
 from streamkit.convert.journal import Journal, Part
@@ -36,6 +37,7 @@ from streamkit.sources import BadItem, Source
 from streamkit.storage import os_error, sync_folder
 
 
+@at_a_distance
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -69,8 +71,10 @@ def convert(
 
     Args:
         source: folder of images, .npy files or texts (class folders are labels), or of TIFF scenes; one .npy, .npz or .h5
-            of N rows; CSV, TSV, JSON Lines, Parquet or WebDataset tars, one file or a folder of them.
-        out: folder to make; the same call again continues an interrupted conversion.
+            of N rows; CSV, TSV, JSON Lines, Parquet or WebDataset tars, one file or a folder of them. An address of a
+            server, as labels and masks: then it is copied to this machine first.
+        out: folder to make; the same call again continues an interrupted conversion. An address: then the dataset is made
+            on this machine and sent when it is whole.
         format: "tfrecord" or "hdf5".
         split: fractions by name, {"train": 0.9, "val": 0.1} or "train=0.9,val=0.1"; split folders are found by themselves.
         encode: "keep" (bytes untouched), "jpeg[:Q]", "png", "webp[:Q]" or "raw".
@@ -110,7 +114,7 @@ def convert(
     Raises:
         UsageError: a wrong option or path, or an output that holds something else.
         SourceError: bad items under "fail" (`.bad` lists them all), or nothing to convert.
-        BusyError, ResourceError, RefusedError: see `streamkit.errors`.
+        BusyError, ResourceError, RefusedError, RemoteError: see `streamkit.errors`.
     """
     started = time.perf_counter()
     options = Options(

@@ -7,7 +7,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 from streamkit.errors import UsageError
 from streamkit.remote import patience
@@ -16,16 +18,18 @@ from streamkit.remote.connection import Connection, wait_for
 from streamkit.remote.failures import Missing, failure_of
 from streamkit.remote.http import HTTP
 
+Got = TypeVar("Got")
+
 
 def write(address: Address, data: bytes) -> None:
     """Write a small file. Raises UsageError where the server takes none; RemoteError."""
-    connection = _writable(address)
+    connection = writable(address)
 
     async def ask() -> None:
         await _make_folder(connection, address)
         await connection.fs._pipe_file(connection.path(address), data)
 
-    wait_for(patience.persist(address, ask, connection.gate))
+    _sent(patience.persist(address, ask, connection.gate), address)
 
 
 def upload(path: Path, address: Address, only_new: bool = False) -> bool:
@@ -42,7 +46,7 @@ def upload(path: Path, address: Address, only_new: bool = False) -> bool:
     Raises:
         UsageError, RemoteError: as `write`.
     """
-    connection = _writable(address)
+    connection = writable(address)
     careful = only_new and address.scheme in ("s3", "s3a")
 
     async def ask() -> bool:
@@ -54,7 +58,14 @@ def upload(path: Path, address: Address, only_new: bool = False) -> bool:
             return False
         return True
 
-    return wait_for(patience.persist(address, ask, connection.gate, path.stat().st_size))
+    return _sent(patience.persist(address, ask, connection.gate, path.stat().st_size), address)
+
+
+def _sent(work: Coroutine[Any, Any, Got], address: Address) -> Got:
+    try:
+        return wait_for(work)
+    except Missing:
+        raise UsageError("this bucket or folder does not exist", path=address.parent, hint="Make it first.") from None
 
 
 async def _make_folder(connection: Connection, address: Address) -> None:
@@ -64,7 +75,7 @@ async def _make_folder(connection: Connection, address: Address) -> None:
 
 def remove(address: Address) -> None:
     """Delete a file; nothing happens where there is none. Raises UsageError, RemoteError as `write`."""
-    connection = _writable(address)
+    connection = writable(address)
 
     async def ask() -> None:
         try:
@@ -79,7 +90,8 @@ def remove(address: Address) -> None:
         pass  # that is what was wanted
 
 
-def _writable(address: Address) -> Connection:
+def writable(address: Address) -> Connection:
+    """The connection for writing to an address. Raises UsageError where the server takes no files."""
     if address.scheme in HTTP:
         raise UsageError("http servers take no files", path=address, hint="Use the store's own address, such as s3://.")
     return Connection.of(address)
