@@ -74,7 +74,10 @@ async def _run(
     at = int(part.places[inside[0]])
     target = memory[at : at + end - begin] if alone else np.empty(end - begin, np.uint8)
     view = memoryview(target)  # type: ignore[arg-type]
-    await together(request(connection, part.address, a, b, view[a - begin : b - begin]) for a, b in ends)
+    if len(ends) == 1:
+        await request(connection, part.address, begin, end, view)
+    else:
+        await together(request(connection, part.address, a, b, view[a - begin : b - begin]) for a, b in ends)
     if not alone:
         for i in inside.tolist():
             place, length, start = int(part.places[i]), int(part.lengths[i]), int(part.offsets[i]) - begin
