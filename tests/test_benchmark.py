@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import child, conversion, data, growth, measure, plot, report, tasks
+from benchmarks import child, conversion, data, growth, measure, plot, remote, report, tasks
 from benchmarks.contenders import NAMES
 from benchmarks.tasks import TASKS, Target
 from converting import ROOT
@@ -195,3 +195,14 @@ def test_a_plot_is_well_formed_and_self_contained() -> None:
 @pytest.mark.parametrize("module", [report, tasks, plot])
 def test_the_examples_in_the_docstrings_hold(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
+
+
+def test_the_share_of_a_server_s_bandwidth_is_measured_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "RATES", (200,))
+    monkeypatch.setattr(remote, "LATENCY_S", 0.001)
+    monkeypatch.setattr(remote, "_SAMPLES", {"1 KB": (1_000, 600)})
+    result = remote.run(tmp_path, rounds=1, scale=1)
+    assert len(result["points"]) == 3 and all(p["loader"] > 0 < p["gives"] for p in result["points"])
+    assert remote.table(result).count("| 1 KB |") == 3

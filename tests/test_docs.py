@@ -41,12 +41,13 @@ def test_every_command_in_the_readme_parses() -> None:
 
 def test_how_to_has_the_usual_jobs() -> None:
     titles = re.findall(r"^### (.*)", HOW_TO, re.M)
-    for word in ("images", "CSV", "RAM", "TFRecords", "HDF5", "stop", "GPUs", "speed", "memory"):
+    for word in ("images", "CSV", "RAM", "TFRecords", "HDF5", "S3", "stop", "GPUs", "speed", "memory"):
         assert any(word in title for title in titles), word
 
 
-def test_how_to_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line of the section, in its order, in one folder; data and `model` are all that is given."""
+def test_how_to_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, s3: str) -> None:
+    """Every line of the section, in its order, in one folder; data, `model` and a real S3 server are all that is given."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache-home"))
     keras, tf = pytest.importorskip("keras"), pytest.importorskip("tensorflow")
     monkeypatch.chdir(tmp_path)
     class_folders(tmp_path / "photos", {"cat": 12, "dog": 8}, size=(40, 48))

@@ -16,12 +16,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conversion, growth, measure, report
+from benchmarks import conversion, growth, measure, remote, report
 from benchmarks.contenders import NAMES
 from benchmarks.environments import ROOT
 from benchmarks.tasks import TASKS, chosen
 
-OTHERS: dict[str, Any] = {"conversion": conversion, "growth": growth}  # tasks that no peer takes part in
+OTHERS: dict[str, Any] = {"conversion": conversion, "growth": growth, "remote": remote}  # tasks that no peer takes part in
 
 
 def arguments() -> argparse.Namespace:
@@ -77,6 +77,8 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
                 result = growth.run(work, args.rounds, args.scale)
             elif name == "conversion":
                 result = conversion.run(args.data, work, args.rounds, args.scale)
+            elif name == "remote":
+                result = remote.run(work, args.rounds, args.scale)
             else:
                 result = measure.run(TASKS[name], contenders, args.data, work, args.rounds, args.scale)
                 if TASKS[name].data not in {TASKS[later].data for later in names[i + 1 :] if later in TASKS}:
