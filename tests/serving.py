@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.server
+import random
 import socket
 import struct
 import threading
@@ -88,10 +89,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             data = data[: len(data) // 2]
             first = int(span.removeprefix("bytes=").split("-")[0])
             headers["Content-Range"] = f"bytes {first}-{first + len(data) - 1}/{path.stat().st_size}"
-        if fault in ("flip", "flips"):
-            at = len(data) // 2 if fault == "flip" else time.monotonic_ns() % len(data)
-            bit = 1 if fault == "flip" else 1 + time.monotonic_ns() % 255
-            data = data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :]
+        if fault == "flip":
+            at = len(data) // 2
+            data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+        if fault == "flips":  # other bytes each time, in every range
+            at, bit = random.randrange(40), random.randrange(1, 256)
+            data = bytes(byte ^ bit if i % 40 == at else byte for i, byte in enumerate(data))
         self._send(status, data, headers, fault)
 
     def _send(self, status: int, data: bytes, headers: dict[str, str] | None = None, fault: str = "") -> None:

@@ -91,13 +91,12 @@ def _delivered(url: str, order: str, cache: Path) -> float:
 @contextlib.contextmanager
 def _server(folder: Path, rate: float) -> Iterator[str]:
     command = [sys.executable, __file__, str(folder), str(LATENCY_S), str(rate)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-    finally:
-        process.kill()
-        process.wait()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.kill()
 
 
 class _Server:
