@@ -302,8 +302,9 @@ class Loader(Stream):
 
     @property
     def shard_paths(self) -> list[str]:
-        """Where the split's shards lie."""
-        return [str(self._reader.files.root / shard.file) for shard in self._reader.split.shards]
+        """Where the split's shards lie, for readers other than ours. UsageError: on a server."""
+        folder = address.local_only(self._reader.files.root, 'engine="graph"')
+        return [str(folder / shard.file) for shard in self._reader.split.shards]
 
     @property
     def record_nbytes(self) -> int:

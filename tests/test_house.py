@@ -50,14 +50,16 @@ FLOORS = {
     "__main__": 9,
 }
 # Modules at the top that are parts of a room.
-ROOMS = dict.fromkeys(
-    (
-        *("ahead", "augment", "batch", "buffers", "choose", "mixing", "payloads", "pictures", "replicas"),
-        *("shuffling", "sizing", "skipping", "stream", "view"),
-    ),
-    "loader",
-) | {"lengths": "order", "shares": "order", "commands": "cli"} | dict.fromkeys(
-    ("blocks", "cached", "chunks", "far", "loose", "readplan"), "reader"
+ROOMS = (
+    dict.fromkeys(
+        (
+            *("ahead", "augment", "batch", "buffers", "choose", "mixing", "payloads", "pictures", "replicas"),
+            *("shuffling", "sizing", "skipping", "stream", "view"),
+        ),
+        "loader",
+    )
+    | {"lengths": "order", "shares": "order", "commands": "cli"}
+    | dict.fromkeys(("blocks", "cached", "chunks", "far", "loose", "readplan"), "reader")
 )
 
 # Longer than 300 lines, and known to be.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-from converting import class_folders
+from converting import class_folders, python
 from serving import Served, served
 
 import streamkit
@@ -200,6 +200,36 @@ def test_what_is_no_dataset_is_said_without_waiting(server: Served, tmp_path: Pa
         streamkit.open("nosuch://somewhere/x")
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:1/x/manifest\.json"):
         streamkit.open("http://127.0.0.1:1/x")
+
+
+def test_what_needs_a_folder_here_says_so(server: Served) -> None:
+    from streamkit.cli import main
+
+    with pytest.raises(UsageError, match='engine="graph" needs a folder on this machine'):
+        _ = streamkit.Loader(server.url, image_size=(8, 8)).shard_paths
+    for words in (["repair", "--drop"], ["bench"], ["preview", "--html", "x.html"], ["info", "--croissant"]):
+        assert main([words[0], server.url, *words[1:], "--quiet"]) == 2
+
+
+FORKING = """
+import os, sys, streamkit
+loader = streamkit.Loader(sys.argv[1], image_size=(8, 8))
+def total(): return sum(int(images.sum()) for images, _ in loader)
+loader.epoch = 0
+here = total()
+child = os.fork()
+if child == 0:
+    loader.epoch = 0
+    os._exit(0 if total() == here else 1)
+assert os.waitpid(child, 0)[1] == 0
+loader.epoch = 0
+assert total() == here
+"""
+
+
+def test_a_forked_child_reads_and_so_does_its_parent(server: Served) -> None:
+    run = python(FORKING, server.url)
+    assert run.returncode == 0, run.stderr
 
 
 # The cache
