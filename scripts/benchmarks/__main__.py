@@ -21,7 +21,11 @@ from benchmarks.contenders import NAMES
 from benchmarks.environments import ROOT
 from benchmarks.tasks import TASKS, chosen
 
-OTHERS: dict[str, Any] = {"conversion": conversion, "growth": growth, "remote": remote}  # tasks that no peer takes part in
+OTHERS: dict[str, Any] = {
+    "conversion": conversion,
+    "growth": growth,
+    "remote": remote,
+}  # tasks that no peer takes part in
 
 
 def arguments() -> argparse.Namespace:
