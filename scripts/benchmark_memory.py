@@ -181,7 +181,7 @@ def models(work: Path) -> list[Row]:
     row("half of the filters out, 8 epochs", shrink(pruned(8, 0.5, unit="filter")))
     row("low rank, energy 0.9", trained(low_rank(dense, energy=0.9), data, 2, 1e-3))
     row("separable, depth 1", trained(separable(dense, 1), data, 2, 3e-3))
-    row("separable, depth 2", trained(separable(dense, 2), data, 2, 1e-3))
+    row("separable, depth 2", trained(separable(dense, 2), data, 2, 3e-3))
     row("separable, depth 4", trained(separable(dense, 4), data, 2, 1e-3))
     small, left = int8(dense)
     row(f"int8 (Keras; leaves {len(left)} convolutions)", small)

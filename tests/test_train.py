@@ -132,26 +132,13 @@ def test_a_run_goes_on_in_its_folder(images: Path, tmp_path: Path) -> None:
 
 
 def test_every_technique_in_one_run(images: Path, tmp_path: Path) -> None:
-    """On two devices of JAX, which a CPU can pretend to be."""
     pytest.importorskip("jax")
     logs, page = tmp_path / "logs", tmp_path / "report.html"
     memory = ("--batch-size", "auto:32", "--memory-limit", "100MB", "--remat", "--norm", "group")
     smaller = ("--prune", "0.5", "--low-rank", "0.9", "--fine-tune", "1", "--quantize", "int8")
     out = ("--log-dir", logs, "--profile", "--report", page)
-    network = (
-        "--model",
-        "small_cnn",
-        "--conv",
-        "separable",
-        "--width",
-        "0.25",
-        "--image-size",
-        "8x8",
-        "--devices",
-        "2",
-    )
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "KERAS_BACKEND": "jax"}
-    run = train(images, "--epochs", "3", *memory, *smaller, *out, *network, **devices)
+    network = ("--model", "small_cnn", "--conv", "separable", "--width", "0.25", "--image-size", "8x8")
+    run = train(images, "--epochs", "3", *memory, *smaller, *out, *network, KERAS_BACKEND="jax")
     assert run.returncode == 0, run.stderr
     assert re.search(r"^batch size 32 x 1 = 32: a step takes \d+ MB of 100 MB$", run.stderr, re.M)
     found = run.stdout.splitlines()
