@@ -254,9 +254,7 @@ def test_the_report_holds_what_was_measured_and_nothing_from_outside(tmp_path: P
     row = Row("</script><b>pruned", 10, 40, 20, 100.0, 0.5)
     write_report(tmp_path / "r.html", {"dataset": "some/out"}, history, monitor, Estimate(1, 2, 3, 4), [row])
     text = (tmp_path / "r.html").read_text()
-    assert (
-        "<title>out: training</title>" in text and "</script><b>" not in text and "src=" not in text
-    )
+    assert "<title>out: training</title>" in text and "</script><b>" not in text and "src=" not in text
     many = [(float(i), {"host_nbytes": i}) for i in range(5000)]
     found = facts_of({}, {"loss": [1.0]}, many, [], [])
     assert len(found["memory"]["host_nbytes"]) <= 1000 and found["seconds"] == 4999.0

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from streamkit.errors import UsageError
 from streamkit.frontends.devices import mover
@@ -164,4 +165,6 @@ def _with_texts(batch: Any) -> Any:
 
 
 def _text(values: Any) -> Any:
-    return keras.ops.convert_to_tensor(values, "string") if getattr(values, "dtype", None) == object else values
+    return (
+        keras.ops.convert_to_tensor(values, "string") if getattr(values, "dtype", None) == np.dtype(object) else values
+    )
