@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -161,21 +162,17 @@ def folder_listing(found: Found, items: Sequence[tuple[str, int]], payload: Fiel
 
 
 @dataclass(frozen=True)
-class ImageFolder:
-    """One picture a file; the payload is the file's bytes. What kind of picture it is, the bytes say.
+class _Folder:
+    """One file a sample, its bytes the payload `PAYLOAD`.
 
     `found`: what a walk met already; it does not travel to workers. `class_folders`: whether folders name classes.
     """
 
+    PAYLOAD: ClassVar[str]
+
     root: str
     found: Found | None = field(default=None, compare=False, repr=False)
     class_folders: bool = True
-
-    def listing(self) -> Listing:
-        found = self.found or scan(self.root)
-        return folder_listing(
-            found, found.images, Field("image", "image", "uint8", (None, None, None), "mixed"), self.class_folders
-        )
 
     def __getstate__(self) -> dict[str, object]:
         return {"root": self.root, "found": None, "class_folders": self.class_folders}
@@ -186,77 +183,41 @@ class ImageFolder:
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
         for key in keys:
             try:
-                yield Sample({"image": read_file(f"{self.root}{os.sep}{path_of(key)}")})
+                yield Sample({self.PAYLOAD: self._load(f"{self.root}{os.sep}{path_of(key)}")})
+            except npy.BadNpy as error:
+                yield BadItem(key, str(error), error.refused)
             except OSError as error:
                 yield BadItem(key, unreadable(error))
 
+    def _load(self, path: str) -> Any:
+        return read_file(path)
 
-@dataclass(frozen=True)
-class TextFolder:
-    """One text a .txt file, UTF-8; the payload is the file's bytes.
 
-    `found`: what a walk met already; it does not travel to workers. `class_folders`: whether folders name classes.
-    """
+class ImageFolder(_Folder):
+    """One picture a file. What kind of picture it is, the bytes say."""
 
-    root: str
-    found: Found | None = field(default=None, compare=False, repr=False)
-    class_folders: bool = True
+    PAYLOAD = "image"
+
+    def listing(self) -> Listing:
+        found = self.found or scan(self.root)
+        payload = Field("image", "image", "uint8", (None, None, None), "mixed")
+        return folder_listing(found, found.images, payload, self.class_folders)
+
+
+class TextFolder(_Folder):
+    """One text a .txt file, UTF-8."""
+
+    PAYLOAD = "text"
 
     def listing(self) -> Listing:
         found = self.found or scan(self.root)
         return folder_listing(found, found.texts, Field("text", "text", "string"), self.class_folders)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"root": self.root, "found": None, "class_folders": self.class_folders}
 
-    def file(self, key: str) -> Path:
-        return Path(self.root, path_of(key))
+class ArrayFolder(_Folder):
+    """One .npy a file. Shapes may differ (the field is then ragged); dtype and number of axes may not."""
 
-    def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
-        for key in keys:
-            try:
-                yield Sample({"text": read_file(f"{self.root}{os.sep}{path_of(key)}")})
-            except OSError as error:
-                yield BadItem(key, unreadable(error))
-
-
-def read_file(path: str) -> bytes:
-    """The whole file, as it was at one time. OSError: it cannot be read, or changed meanwhile."""
-    fd = os.open(path, os.O_RDONLY)  # a third of the cost of open()
-    try:
-        before = os.fstat(fd)
-        size = before.st_size
-        data = os.read(fd, size + 1)  # one byte more: a file that grew shows itself
-        while len(data) < size:
-            more = os.read(fd, size - len(data))
-            if not more:
-                break
-            data += more
-        after = os.fstat(fd)
-        if len(data) != size or after.st_size != size or after.st_mtime_ns != before.st_mtime_ns:
-            raise OSError(errno.ESTALE, "changed while it was read: run it again once nobody writes to it")
-        return data
-    finally:
-        os.close(fd)
-
-
-def unreadable(error: OSError) -> str:
-    """Why a file cannot be read, and what it needs."""
-    if isinstance(error, PermissionError):
-        return "permission denied: this user needs read access"
-    return (error.strerror or str(error)).lower()
-
-
-@dataclass(frozen=True)
-class ArrayFolder:
-    """One .npy a file. Shapes may differ (the field is then ragged); dtype and number of axes may not.
-
-    `found`: what a walk met already; it does not travel to workers. `class_folders`: whether folders name classes.
-    """
-
-    root: str
-    found: Found | None = field(default=None, compare=False, repr=False)
-    class_folders: bool = True
+    PAYLOAD = "array"
 
     def listing(self) -> Listing:
         found = self.found or scan(self.root)
@@ -288,17 +249,32 @@ class ArrayFolder:
         payload = Field("array", "array", headers[0].dtype.newbyteorder("=").name, shape)
         return folder_listing(found, good, payload, self.class_folders)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"root": self.root, "found": None, "class_folders": self.class_folders}
+    def _load(self, path: str) -> Any:
+        return npy.load(Path(path))
 
-    def file(self, key: str) -> Path:
-        return Path(self.root, path_of(key))
 
-    def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
-        for key in keys:
-            try:
-                yield Sample({"array": npy.load(Path(self.root, path_of(key)))})
-            except npy.BadNpy as error:
-                yield BadItem(key, str(error), error.refused)
-            except OSError as error:
-                yield BadItem(key, unreadable(error))
+def read_file(path: str) -> bytes:
+    """The whole file, as it was at one time. OSError: it cannot be read, or changed meanwhile."""
+    fd = os.open(path, os.O_RDONLY)  # a third of the cost of open()
+    try:
+        before = os.fstat(fd)
+        size = before.st_size
+        data = os.read(fd, size + 1)  # one byte more: a file that grew shows itself
+        while len(data) < size:
+            more = os.read(fd, size - len(data))
+            if not more:
+                break
+            data += more
+        after = os.fstat(fd)
+        if len(data) != size or after.st_size != size or after.st_mtime_ns != before.st_mtime_ns:
+            raise OSError(errno.ESTALE, "changed while it was read: run it again once nobody writes to it")
+        return data
+    finally:
+        os.close(fd)
+
+
+def unreadable(error: OSError) -> str:
+    """Why a file cannot be read, and what it needs."""
+    if isinstance(error, PermissionError):
+        return "permission denied: this user needs read access"
+    return (error.strerror or str(error)).lower()
