@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -43,6 +44,7 @@ from streamkit.view import View, extra, needed_extras
 Ints = npt.NDArray[np.int64]
 
 DEFAULT_BUDGET = 1 << 30
+log = logging.getLogger("streamkit")
 
 
 class Loader(Stream):
@@ -190,6 +192,13 @@ class Loader(Stream):
             device=device,
         )
         _ = self._maker  # what does not fit the schema is to be said now
+        if memory_budget is not None and self.memory_bound > self._budget:
+            log.warning(
+                "memory_budget=%r is less than one batch at a time takes: up to %d MiB. "
+                'A smaller batch_size, dtype="uint8" for images, or fewer num_workers take less.',
+                memory_budget,
+                -(-self.memory_bound // (1 << 20)),
+            )
 
     def _plain(self) -> tuple[Rows, dict[str, Any]]:
         """The order of the chosen rows, and what of it a cursor must know."""

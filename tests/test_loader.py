@@ -1014,6 +1014,13 @@ def test_a_pickled_loader_goes_on_alone(made: Path) -> None:
     assert loader.epoch == 2
 
 
+def test_a_budget_that_cannot_be_kept_is_said(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    enough = Loader(made / "table", batch_size=4, memory_budget="64MiB")
+    assert enough.memory_bound <= 64 << 20 and not caplog.records
+    little = Loader(made / "table", batch_size=4, memory_budget=1)
+    assert little.memory_bound > 1 and "memory_budget=1 is less than one batch" in caplog.text
+
+
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
     code = """if True:
         import json, sys, streamkit
