@@ -89,6 +89,7 @@ def test_append_and_overwrite_there(s3: str, tmp_path: Path, _staging: Path, for
     assert left(_staging) == []
 
 
+@pytest.mark.fault(71)
 def test_an_upload_that_was_stopped_is_continued(
     tmp_path: Path, many_photos: Path, _staging: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ def test_what_is_wrong_is_said_with_the_address(tmp_path: Path, many_photos: Pat
         streamkit.convert(many_photos, "memory://w/full", format="tfrecord", workers=1)
 
 
+@pytest.mark.fault(61)
 def test_wrong_credentials_are_said_at_once_and_not_shown(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"s3://data/nothing: this folder is no dataset"):
         streamkit.open("s3://data/nothing")

@@ -51,6 +51,7 @@ def _tell(loader: Any, results: Any) -> None:
     results.put(numbers(loader))
 
 
+@pytest.mark.fault(72, 73)
 @pytest.mark.parametrize("name", ["table", "chunked"])
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_children_read_what_the_parent_reads(made: Path, name: str, method: str) -> None:
@@ -68,6 +69,7 @@ def test_children_read_what_the_parent_reads(made: Path, name: str, method: str)
         assert child.exitcode == 0
 
 
+@pytest.mark.fault(74)
 def test_a_killed_worker_of_pytorch_is_an_error_soon_and_leaves_no_process(made: Path) -> None:
     """FAULTS 74. The Keras Sequence starts no process at all, whatever `use_multiprocessing` says."""
     pytest.importorskip("torch")
@@ -89,6 +91,7 @@ def test_a_killed_worker_of_pytorch_is_an_error_soon_and_leaves_no_process(made:
     sequence.on_epoch_end()
 
 
+@pytest.mark.fault(75)
 @pytest.mark.parametrize("way", ["as_tf", "as_torch", "as_keras", "mixture"])
 def test_frontends_leave_no_thread_and_no_descriptor(made: Path, way: str) -> None:
     """FAULTS 75: a loop that breaks off, and one that an exception ends."""
@@ -117,6 +120,7 @@ def test_frontends_leave_no_thread_and_no_descriptor(made: Path, way: str) -> No
     assert reading.settles(lambda: reading.n_descriptors() <= before, 30)
 
 
+@pytest.mark.fault(75)
 def test_ctrl_c_ends_a_loop_at_once_and_quietly(made: Path) -> None:
     """FAULTS 75: KeyboardInterrupt comes through, and the process ends with its threads."""
     code = """if True:
@@ -138,6 +142,7 @@ def test_ctrl_c_ends_a_loop_at_once_and_quietly(made: Path) -> None:
     assert said.splitlines()[-1] == "interrupted" and errors == "" and run.returncode == 0
 
 
+@pytest.mark.fault(76)
 def test_ten_thousand_shards_under_few_descriptors(tmp_path: Path) -> None:
     """FAULTS 76: `ulimit -n 64`, mapped and by position. The shards are one file under 10,000 names."""
     out = convert(reading.numbered(tmp_path / "in", 2), tmp_path / "out", compression="none")
@@ -169,6 +174,7 @@ def test_ten_thousand_shards_under_few_descriptors(tmp_path: Path) -> None:
     assert reading.run_python(code, out) == [20_000, 20_000]
 
 
+@pytest.mark.fault(77)
 @pytest.mark.parametrize(
     ("options", "says"),
     [({"seed": 2}, "seed"), ({"batch_size": 8}, "global_batch"), ({"shuffle": False}, "shuffle")],
@@ -183,6 +189,7 @@ def test_a_cursor_of_something_else_says_what_differs(made: Path, options: dict[
         Loader(made / "chunked", batch_size=4).resume(cursor)
 
 
+@pytest.mark.fault(78)
 def test_a_hundred_kills_lose_and_repeat_nothing(made: Path, tmp_path: Path) -> None:
     """FAULTS 78: kill -9 anywhere between a step and its checkpoint; what was trained equals the undisturbed run."""
     n_epochs, log, place = 30, tmp_path / "log", tmp_path / "cursor.json"
@@ -227,6 +234,7 @@ def test_a_hundred_kills_lose_and_repeat_nothing(made: Path, tmp_path: Path) -> 
     assert n_killed >= 20
 
 
+@pytest.mark.fault(79)
 def test_the_order_is_the_same_whatever_the_environment(made: Path) -> None:
     """FAULTS 79: hash seed, locale, time zone, a clock ten years on and files from the future."""
     out = Path(shutil.copytree(made / "table", made / "future"))
@@ -243,6 +251,7 @@ def test_the_order_is_the_same_whatever_the_environment(made: Path) -> None:
         assert reading.run_python(code, out, **env) == expected
 
 
+@pytest.mark.fault(80)
 def test_a_tiny_dev_shm_is_named(made: Path) -> None:
     """FAULTS 80: PyTorch's workers hand batches over in /dev/shm; 1 MiB of it is too little, and the error says so."""
     pytest.importorskip("torch")

@@ -108,6 +108,7 @@ PASSING = ["503", "500", "429:0", "reset", "cut", "short", "flip", "flips", "htm
 
 
 @pytest.mark.parametrize("fault", PASSING)
+@pytest.mark.fault(53, 54, 55, 56, 57, 58, 59, 60)
 def test_passing_faults_are_not_noticed(server: Served, photo_set: Path, fault: str) -> None:
     for path in photo_set.iterdir():
         if path.suffix == ".tfrecord" or fault not in (
@@ -119,6 +120,7 @@ def test_passing_faults_are_not_noticed(server: Served, photo_set: Path, fault: 
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "cut", "short", "flips", "html", "hang", "slow", "ignore"])
+@pytest.mark.fault(53, 60)
 def test_a_server_that_never_answers_right_ends_in_a_remote_error(server: Served, fault: str) -> None:
     loader = streamkit.Loader(server.url, image_size=(8, 8), num_workers=2, shuffle=False)
     server.always["train-00000.tfrecord"] = fault
@@ -130,6 +132,7 @@ def test_a_server_that_never_answers_right_ends_in_a_remote_error(server: Served
 
 
 @pytest.mark.parametrize("status", ["401", "403"])
+@pytest.mark.fault(61)
 def test_a_refusal_is_not_tried_again_and_holds_no_secret(server: Served, status: str) -> None:
     url = server.url.replace("//", "//ann:s3cret@") + "?X-Amz-Signature=1f2e3d&AWSAccessKeyId=AKIAIOSFODNN7EXAMPLE"
     server.always["manifest.json"] = status
@@ -172,6 +175,7 @@ def test_bytes_that_are_wrong_at_rest_name_their_record(tmp_path: Path, photo_se
         assert [(p.file, p.record) for p in report.problems] == [(places["shard"], 3)]
 
 
+@pytest.mark.fault(62)
 def test_a_missing_shard_is_damage(server: Served) -> None:
     loader = streamkit.Loader(server.url, image_size=(8, 8))
     server.always["train-00001.tfrecord"] = "404"
@@ -180,6 +184,7 @@ def test_a_missing_shard_is_damage(server: Served) -> None:
 
 
 @pytest.mark.parametrize("how", ["rewritten", "removed"])
+@pytest.mark.fault(64)
 def test_a_dataset_replaced_in_between_is_not_mixed(tmp_path: Path, photo_set: Path, how: str) -> None:
     folder = Path(shutil.copytree(photo_set, tmp_path / "ds"))
     with served(folder) as server:
@@ -235,6 +240,7 @@ def test_a_forked_child_reads_and_so_does_its_parent(server: Served) -> None:
 # The cache
 
 
+@pytest.mark.fault(65)
 def test_the_cache_serves_the_next_run_without_the_server(server: Served, photo_set: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"image_size": (8, 8), "cache_dir": tmp_path / "cache"}
     expected = batches(photo_set, image_size=(8, 8))
@@ -248,6 +254,7 @@ def test_the_cache_serves_the_next_run_without_the_server(server: Served, photo_
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty"])
+@pytest.mark.fault(66)
 def test_a_poisoned_block_is_brought_again(server: Served, photo_set: Path, tmp_path: Path, harm: str) -> None:
     options: dict[str, Any] = {"image_size": (8, 8), "cache_dir": tmp_path / "cache"}
     expected = batches(server.url, **options)
@@ -269,6 +276,7 @@ def test_the_cache_keeps_its_limit(server: Served, tmp_path: Path) -> None:
     assert not list(cache.rglob("*.part"))
 
 
+@pytest.mark.fault(70)
 def test_no_room_for_a_cache_is_one_warning(
     server: Served, photo_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -287,6 +295,7 @@ print(sum(int(images.sum()) for images, _ in loader))
 """
 
 
+@pytest.mark.fault(67, 68)
 def test_processes_share_one_cache_and_survive_each_other(server: Served, tmp_path: Path) -> None:
     """Three at once, after one that was killed while it held a block: the same pictures, each shard asked for once."""
     victim = subprocess.Popen([sys.executable, "-c", FILLING, server.url, tmp_path, "0"])
