@@ -153,6 +153,7 @@ class Maps:
         for i in np.flatnonzero(self._sizes).tolist():
             with files._lease(names[i]) as fd:
                 self._bases[i] = native.map_file(fd, int(self._sizes[i]))
+        files.close()  # a map needs no descriptor
         weakref.finalize(self, _unmap, native.unmapper(), self._bases, self._sizes).atexit = False
 
     def read(

@@ -17,6 +17,8 @@ from converting import class_folders, encoded, noise, picture, rotated, write_fi
 from harming import make_all, make_sources
 from serving import AWS, s3_server
 
+from streamkit.remote import connection
+
 # The same examples on every run and machine; nothing is stored between runs; a slow machine is no failure.
 hypothesis.settings.register_profile(
     "streamkit",
@@ -140,7 +142,9 @@ def copied(datasets: Path, tmp_path: Path) -> Callable[[str], Path]:
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The URL of an S3 server with the bucket "data"; the environment names it and holds credentials, as a user's does."""
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
+    s3fs.S3FileSystem.clear_instance_cache()  # of another module's server
+    connection._open.clear()
     facts = {"AWS_DEFAULT_REGION": "us-east-1", "AWS_CONFIG_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true"}
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (AWS | facts).items():

@@ -373,7 +373,7 @@ def test_windows_of_split_folders(tmp_path: Path) -> None:
     for split in ("train", "val"):
         (tmp_path / "src" / split / "a").mkdir(parents=True)
         np.save(tmp_path / "src" / split / "a" / "long.npy", np.zeros((10, 2), np.float32))
-    found = convert(tmp_path / "src", tmp_path / "out", window="4", stride="3")
+    found = convert(tmp_path / "src", tmp_path / "out", window=4, stride=3)
     assert found.n_items == 6
 
 

@@ -146,7 +146,7 @@ def test_every_technique_in_one_run(images: Path, tmp_path: Path) -> None:
     assert all(re.fullmatch(VALIDATED + COST, line) for line in found[:3])
     assert "int8: Keras leaves " in run.stderr
     for name in ("epochs.csv", "memory.csv"):
-        head, *rows = list(csv.reader((logs / name).open()))
+        head, *rows = list(csv.reader((logs / name).read_text().splitlines()))
         assert len(rows) >= 3 and all(len(row) == len(head) for row in rows)
     assert list((logs / "profile").rglob("*.xplane.pb")) and list(logs.rglob("events.out.tfevents.*"))
     text = page.read_text()
@@ -203,7 +203,9 @@ def refusal(out: Path, *options: str) -> str:
     """The one line that refuses to train."""
     run = train(out, *options)
     assert (run.returncode, run.stdout) == (2, "")
-    (line,) = run.stderr.splitlines()
+    assert "Traceback" not in run.stderr
+    # TensorFlow, which Keras imports on every backend, has things of its own to say.
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith(("train: ", "streamkit: "))]
     return line
 
 

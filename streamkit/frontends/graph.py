@@ -11,7 +11,7 @@ is resized, and near them otherwise.
     >>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
     >>> dataset = as_graph(streamkit.Loader(out, split="val", batch_size=16))
     >>> next(iter(dataset))[0].shape, dataset.n_batches
-    (TensorShape([16, 32, 32, 3]), 25)
+    (TensorShape([16, 32, 32, 3]), 15)
 """
 
 from __future__ import annotations

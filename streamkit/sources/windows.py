@@ -41,7 +41,7 @@ class Windowed:
         found = self.source.listing()
         if not len(found):
             return found  # all items are bad already
-        if any(self.source.file(key) is None for key in found.keys[:1]):
+        if self.source.file(found.keys[0]) is None:
             return self._rows(found)
         if "array" not in found.schema:
             raise UsageError("windows are cut from arrays", hint="Give .npy files, or a table.")

@@ -8,7 +8,7 @@ process of its own (`streamkit.training.batching` does both).
     >>> largest([1, 2, 4], lambda n: False) is None
     True
     >>> sizes(48)
-    [1, 2, 4, 8, 16, 48]
+    [1, 3, 6, 12, 24, 48]
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Eight-bit weights after training: Keras' own for the layers it covers, and LiteRT (TFLite) for whole networks.
 
     >>> layers = keras.layers
-    >>> model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3), layers.Flatten(), layers.Dense(64)])
+    >>> model = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(4, 3, name="conv"), layers.Flatten(), layers.Dense(64)])
     >>> small, left = int8(model)
     >>> left
-    ('conv2d',)
+    ('conv',)
     >>> stored_nbytes(model) > 2 * stored_nbytes(small)
     True
 
