@@ -165,16 +165,17 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_members_are_refused(tmp_path: Path, case: str) -> None:
     info, said = HOSTILE[case]
-    path = tar(tmp_path / "a.tar", samples(range(3)))
+    (tmp_path / "inside").mkdir()
+    path = tar(tmp_path / "inside" / "a.tar", samples(range(3)))
     with tarfile.open(path, "a") as file:
         file.addfile(info)
     with pytest.raises(SourceError) as caught:
-        convert(path, tmp_path / "out", on_bad="fail")
+        convert(path, tmp_path / "inside" / "out", on_bad="fail")
     ((_, reason),) = caught.value.bad
     assert said in reason
-    convert(path, tmp_path / "out2", on_bad="skip")
-    assert len(payloads(tmp_path / "out2")) == 3
-    assert not list(tmp_path.parent.rglob("evil*"))
+    convert(path, tmp_path / "inside" / "out2", on_bad="skip")
+    assert len(payloads(tmp_path / "inside" / "out2")) == 3
+    assert not list(tmp_path.rglob("evil*"))  # ".." of the source and of the outputs is in here
 
 
 def lie(path: Path, size: int) -> Path:
