@@ -14,6 +14,7 @@ samples are and how they are made, a subclass says: `loader.Loader` of one datas
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -36,7 +37,7 @@ Ints = npt.NDArray[np.int64]
 _REPORTED = 1 << 20  # samples whose order is looked at
 
 
-class Stream:
+class Stream(ABC):
     """Batches of samples in an order.
 
     Args:
@@ -71,30 +72,30 @@ class Stream:
     # What a subclass says
 
     @cached_property
-    def _maker(self) -> Maker:
-        raise NotImplementedError
+    @abstractmethod
+    def _maker(self) -> Maker: ...
 
+    @abstractmethod
     def _rows(self, numbers: Ints) -> Ints:
         """Rows, as the maker counts them, of the order's numbers."""
-        raise NotImplementedError
 
     @cached_property
-    def _sizing(self) -> Sizing:
-        raise NotImplementedError
+    @abstractmethod
+    def _sizing(self) -> Sizing: ...
 
     @property
+    @abstractmethod
     def class_names(self) -> list[str]:
         """Names of the classes 0, 1, ..."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def _window(self) -> tuple[int, int]:
         """Samples that are mixed with one another, and what they take at once [B]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _labels(self, rows: Ints) -> Ints | None:
         """Classes of rows, if they have any."""
-        raise NotImplementedError
 
     # What it is
 
