@@ -18,12 +18,16 @@ import h5py
 import numpy as np
 import PIL.Image
 import pyarrow.parquet as pq
+import pytest
 from crc32c import crc32c
 
 from streamkit.manifest import Manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 FORMATS = ("tfrecord", "hdf5")
+both = pytest.mark.parametrize("format", FORMATS)
+# For what takes seconds and runs the same code: the second format by `-m slow`.
+one_quickly = pytest.mark.parametrize("format", ["tfrecord", pytest.param("hdf5", marks=pytest.mark.slow)])
 EXTENSION = {"tfrecord": "tfrecord", "hdf5": "h5"}
 EXIF_ORIENTATION = 0x0112
 

@@ -15,6 +15,7 @@ import pytest
 from converting import (
     FORMATS,
     arrays,
+    both,
     class_folders,
     cli,
     columns,
@@ -22,6 +23,7 @@ from converting import (
     encoded,
     index_rows,
     noise,
+    one_quickly,
     payloads,
     picture,
     rotated,
@@ -32,7 +34,6 @@ import streamkit
 from streamkit.convert import Report
 from streamkit.errors import SourceError, UsageError
 
-both = pytest.mark.parametrize("format", FORMATS)
 SPLIT = {"train": 0.75, "val": 0.25}
 
 
@@ -94,7 +95,7 @@ def test_new_items_become_new_shards(tmp_path: Path, format: str) -> None:
     assert not list(out.glob(".*"))
 
 
-@both
+@one_quickly
 def test_the_same_bytes_for_any_number_of_workers(tmp_path: Path, format: str) -> None:
     source = write_files(tmp_path / "src", files(0, 12))
     args = ("--format", format, "--shard-size", "600", "--split", "train=0.75,val=0.25")

@@ -19,6 +19,7 @@ import pytest
 from converting import (
     FORMATS,
     ROOT,
+    both,
     class_folders,
     cli,
     columns,
@@ -37,7 +38,6 @@ import streamkit
 from streamkit.cli import main
 from streamkit.errors import SourceError
 
-both = pytest.mark.parametrize("format", FORMATS)
 Capture = pytest.CaptureFixture[str]
 
 GOOD = encoded(picture(16, 20), "JPEG")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from converting import ROOT, class_folders, cli, digests, encoded, picture, write_files
+from converting import ROOT, class_folders, cli, digests, encoded, one_quickly, picture, write_files
 
 import streamkit
 from streamkit import RemoteError, ResourceError, SourceError, UsageError
@@ -86,7 +86,7 @@ SLOWLY = ("--encode", "png", "--shard-size", "40KB", "--split", "train=0.75,val=
 
 
 @pytest.mark.fault(14)
-@pytest.mark.parametrize("format", ["tfrecord", "hdf5"])
+@one_quickly
 def test_a_killed_worker_s_shards_are_done_again(
     cluster: Cluster, slow_source: Path, tmp_path: Path, format: str
 ) -> None:

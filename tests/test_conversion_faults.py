@@ -18,14 +18,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from converting import EXTENSION, ROOT, class_folders, cli, digests, encoded, picture, python, write_files
+from converting import EXTENSION, ROOT, both, class_folders, cli, digests, encoded, picture, python, write_files
 
 import streamkit
 from streamkit import ResourceError, SourceError
 from streamkit.cli import main
 from streamkit.convert import room
-
-both = pytest.mark.parametrize("format", ["tfrecord", "hdf5"])
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +117,11 @@ sys.__stdout__.write(f"points {last - 1}\\n")
 @pytest.mark.fault(5)
 @pytest.mark.parametrize(
     ("format", "number", "calls"),
-    [("tfrecord", "EIO", "fsync replace"), ("tfrecord", "ENOSPC", "fsync replace"), ("hdf5", "EIO", "replace pwritev")],
+    [
+        ("tfrecord", "EIO", "fsync replace"),
+        pytest.param("tfrecord", "ENOSPC", "fsync replace", marks=pytest.mark.slow),
+        ("hdf5", "EIO", "replace pwritev"),
+    ],
 )
 def test_a_disk_that_fails_at_every_step(source: Path, tmp_path: Path, format: str, number: str, calls: str) -> None:
     """Exit 5 in one line; nothing half-written stays; the same command gives the same bytes."""

@@ -23,10 +23,10 @@ import PIL.Image
 import pytest
 from converting import (
     EXTENSION,
-    FORMATS,
     ROOT,
     arrays,
     assert_same_picture,
+    both,
     class_folders,
     cli,
     columns,
@@ -34,6 +34,7 @@ from converting import (
     encoded,
     index_rows,
     noise,
+    one_quickly,
     payloads,
     picture,
     pillow,
@@ -49,8 +50,6 @@ from streamkit.cli import main
 from streamkit.codecs import image
 from streamkit.convert import Report
 from streamkit.errors import BusyError, DamagedError, RefusedError, SourceError, StreamkitError, UsageError
-
-both = pytest.mark.parametrize("format", FORMATS)
 
 
 def convert(source: Path, out: Path, format: str, **options: Any) -> Report:
@@ -673,7 +672,7 @@ CALLS = "replace rename unlink rmdir"
     [
         ("tfrecord", "new", f"{CALLS} fsync mkdir"),
         ("hdf5", "new", f"{CALLS} pwritev"),
-        ("tfrecord", "overwrite", CALLS),
+        pytest.param("tfrecord", "overwrite", CALLS, marks=pytest.mark.slow),
     ],
 )
 def test_killed_at_every_step(tmp_path: Path, format: str, mode: str, calls: str) -> None:
@@ -717,7 +716,7 @@ def until_writing(process: subprocess.Popen[str], out: Path) -> None:
 
 
 @pytest.mark.fault(1)
-@both
+@one_quickly
 def test_killed_at_random_moments(slow_source: Path, tmp_path: Path, format: str) -> None:
     """FAULTS 1: kill -9 of the parent alone, then of the whole process group; run again until it is through."""
     args = ("convert", slow_source, tmp_path / "out", "--format", format, *SLOWLY)

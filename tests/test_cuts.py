@@ -9,14 +9,15 @@ import h5py
 import numpy as np
 import pytest
 from converting import (
-    FORMATS,
     arrays,
+    both,
     cli,
     columns,
     digests,
     encoded,
     index_rows,
     noise,
+    one_quickly,
     payloads,
     picture,
     pillow,
@@ -33,8 +34,6 @@ from streamkit.codecs import image
 from streamkit.convert import Report
 from streamkit.errors import SourceError, UsageError
 from streamkit.sources.cuts import origin_of, starts, whole_of
-
-both = pytest.mark.parametrize("format", FORMATS)
 
 
 def convert(source: Path, out: Path, format: str = "tfrecord", **options: Any) -> Report:
@@ -396,7 +395,7 @@ def test_arrays_shorter_than_a_window(tmp_path: Path) -> None:
 # Both
 
 
-@both
+@one_quickly
 @pytest.mark.parametrize(
     "options", [("--tile", "16x16", "--stride", "10x12"), ("--window", "5", "--stride", "2")], ids=str
 )

@@ -15,7 +15,7 @@ import reading
 import streamkit
 
 
-@pytest.mark.parametrize("compression", ["none", "gzip"])
+@pytest.mark.parametrize("compression", [pytest.param("none", marks=pytest.mark.slow), "gzip"])
 def test_children_forked_in_mid_epoch(tmp_path: Path, compression: str) -> None:
     """FAULTS 72: the child's copy of a lock may be held by a thread that it does not have."""
     np.save(tmp_path / "x.npy", np.arange(400 * 50, dtype=np.float32).reshape(400, 50))

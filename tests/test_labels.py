@@ -13,7 +13,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from converting import FORMATS, cli, columns, digests, encoded, noise, picture, rotated, saved, write_files
+from converting import both, cli, columns, digests, encoded, noise, one_quickly, picture, rotated, saved, write_files
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +25,6 @@ from streamkit.sources.fields import free_name
 from streamkit.sources.labelled import match
 from streamkit.sources.labels import read_labels
 from streamkit.sources.listing import Ragged
-
-both = pytest.mark.parametrize("format", FORMATS)
 
 
 def convert(source: Path, out: Path, format: str = "tfrecord", **options: Any) -> Report:
@@ -588,7 +586,7 @@ def test_masks_inside_the_source(tmp_path: Path) -> None:
 # The same bytes
 
 
-@both
+@one_quickly
 def test_workers_change_nothing(flat: Path, tmp_path: Path, format: str) -> None:
     write_files(tmp_path / "masks", {f"{i}.png": encoded(mask(i)) for i in range(6)})
     args = ("--labels", box_csv(tmp_path), "--masks", tmp_path / "masks", "--format", format, "--shard-size", "1KB")

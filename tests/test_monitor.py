@@ -193,6 +193,7 @@ def wide(accumulate: int) -> Any:
     return model
 
 
+@pytest.mark.slow
 def test_the_compiler_of_jax_is_asked_and_the_answer_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jax")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
@@ -221,7 +222,7 @@ def in_order_of_creation(model: Any) -> list[np.ndarray]:
     return [np.asarray(variable) for variable in sorted(model.weights, key=number)]
 
 
-@pytest.mark.parametrize("model", ["small_cnn", "resnet"])
+@pytest.mark.parametrize("model", ["small_cnn", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_computing_again_changes_no_weight(model: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 255, (16, 8, 8, 3)).astype(np.uint8), rng.integers(0, 3, 16)

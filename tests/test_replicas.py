@@ -66,6 +66,7 @@ def check_one_epoch_together(found: list[dict[str, Any]], out: Path, n_epochs: i
     assert [len(batch) for batch in found[0]["seen"]] == [4, 4, 3] * n_epochs
 
 
+@pytest.mark.slow
 def test_tensorflow_s_workers_with_a_step_of_one_s_own(out: Path) -> None:
     """Two processes of MultiWorkerMirroredStrategy. Keras 3's fit is refused there; that it fails itself is checked, too."""
     found = together("tensorflow", out)
@@ -79,6 +80,7 @@ def test_tensorflow_s_workers_with_a_step_of_one_s_own(out: Path) -> None:
         assert "PerReplica" in keras, "Keras 3 can do it now: refuse_workers_of_keras is no longer needed"
 
 
+@pytest.mark.slow
 def test_two_devices_of_one_process_train_as_one(out: Path) -> None:
     """MirroredStrategy divides each batch between two devices; `fit` ends with the weights of one device."""
     (found,) = together("mirrored", out, 1)

@@ -34,8 +34,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "backend, case, n_kills",
     [
-        ("tensorflow", "mixed_float16, accumulated", 1),
-        ("jax", "float32, pruned", 1),
+        pytest.param("tensorflow", "mixed_float16, accumulated", 1, marks=pytest.mark.slow),
+        pytest.param("jax", "float32, pruned", 1, marks=pytest.mark.slow),
         ("torch", "mixed_float16, accumulated", 1),
     ],
 )

@@ -15,7 +15,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from converting import FORMATS, arrays, columns, digests, encoded, index_rows, payloads, picture, python, write_files
+from converting import (
+    arrays,
+    both,
+    columns,
+    digests,
+    encoded,
+    index_rows,
+    one_quickly,
+    payloads,
+    picture,
+    python,
+    write_files,
+)
 from hypothesis import given
 
 import streamkit
@@ -23,7 +35,6 @@ from streamkit.errors import RefusedError, SourceError, UsageError
 from streamkit.sources import open_source, rowfiles, rows
 from streamkit.sources.rowfiles import CsvRows, open_rows
 
-both = pytest.mark.parametrize("format", FORMATS)
 TEXTS = ["plain", "", 'with "quotes", commas\nand a line', "Größe 寸", "x" * 300]
 
 
@@ -123,7 +134,7 @@ def test_tables_of_columns_alone(tmp_path: Path, format: str) -> None:
     assert streamkit.verify(tmp_path / "out").ok
 
 
-@both
+@one_quickly
 def test_workers_and_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
     source = as_jsonl(tmp_path / "a.jsonl", records(200))
     found = []

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
-from converting import FORMATS, arrays, digests, encoded, index_rows, payloads, picture, pillow, python, write_files
+from converting import arrays, both, digests, encoded, index_rows, payloads, picture, pillow, python, write_files
 
 import streamkit
 from streamkit.errors import SourceError, UsageError
 from streamkit.sources import tiff
 from streamkit.sources.cuts import origin_of, whole_of
-
-both = pytest.mark.parametrize("format", FORMATS)
 
 
 def convert(source: Path, out: Path, format: str = "tfrecord", **options: Any) -> streamkit.convert.Report:

@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from converting import EXTENSION, FORMATS
+from converting import EXTENSION, both
 from crc32c import crc32c
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -21,8 +21,6 @@ from streamkit.schema import Field, Schema
 from streamkit.shards import Places, Record, shard_format
 from streamkit.shards.chunked import chunk_rows
 from streamkit.shards.tfrecord import read_records
-
-both = pytest.mark.parametrize("format", FORMATS)
 
 CODECS = ("gzip", "gzip:9", "lzf", "zstd", "zstd:19", "lz4", "blosc2")
 

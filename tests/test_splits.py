@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from converting import FORMATS, cli, columns, digests, encoded, index_rows, noise, write_files
+from converting import both, cli, columns, digests, encoded, index_rows, noise, write_files
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,7 +20,6 @@ from streamkit.convert.assign import key_hashes, split_groups
 from streamkit.convert.duplicates import equal_rows
 from streamkit.errors import SourceError, UsageError
 
-both = pytest.mark.parametrize("format", FORMATS)
 HALVES = {"train": 0.5, "val": 0.5}
 
 

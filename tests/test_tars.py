@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from converting import FORMATS, arrays, columns, digests, encoded, index_rows, payloads, picture, python
+from converting import arrays, both, columns, digests, encoded, index_rows, payloads, picture, python
 
 import streamkit
 from streamkit.errors import SourceError, UsageError
 from streamkit.sources import tarfiles
 from streamkit.sources.tars import field_of
-
-both = pytest.mark.parametrize("format", FORMATS)
 
 
 def convert(source: Path, out: Path, format: str = "tfrecord", **options: Any) -> streamkit.convert.Report:

@@ -1,4 +1,4 @@
-"""What the training techniques promise, on scikit-learn's digits: a network trained once, then made smaller in each way."""
+"""What the training techniques promise, on the sample images: a network trained once, then made smaller in each way."""
 
 from __future__ import annotations
 
@@ -29,20 +29,18 @@ from streamkit.training.searching import Choice, score, search
 from streamkit.training.shrinking import shrink
 
 BATCH = 64
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """Loaders of train and val: (8, 8, 1) arrays of 0 to 16 and their digit."""
-    datasets = pytest.importorskip("sklearn.datasets")
-    folder = tmp_path_factory.mktemp("digits")
-    x, y = datasets.load_digits(return_X_y=True)
-    np.savez(folder / "digits.npz", x=x.reshape(-1, 8, 8, 1).astype(np.float32), y=y)
-    split = {"train": 0.8, "val": 0.2}
-    streamkit.convert(folder / "digits.npz", folder / "out", format="hdf5", split=split, workers=1)
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """Loaders of train and val: uint8 (12, 12, 3) pictures and which of four shapes they show."""
+    out = tmp_path_factory.mktemp("shapes") / "out"
+    streamkit.convert(ROOT / "sample_data" / "images", out, format="hdf5", encode="raw", workers=1)
+    options: dict[str, Any] = {"image_size": (12, 12), "dtype": "uint8", "num_workers": 1}
     # One batch size everywhere, so that each step is traced once.
-    train = streamkit.Loader(folder / "out", split="train", batch_size=BATCH, drop_remainder=True, num_workers=1)
-    return train, streamkit.Loader(folder / "out", split="val", batch_size=360, shuffle=False)
+    train = streamkit.Loader(out, split="train", batch_size=BATCH, drop_remainder=True, **options)
+    return train, streamkit.Loader(out, split="val", batch_size=240, shuffle=False, **options)
 
 
 def compiled(model: Any, accumulate: int | None = None, rate: float = 3e-3, **options: Any) -> Any:
@@ -56,8 +54,8 @@ def network() -> Any:
     layers = keras.layers
     return keras.Sequential(
         [
-            keras.Input((8, 8, 1)),
-            layers.Rescaling(1 / 16),
+            keras.Input((12, 12, 3)),
+            layers.Rescaling(1 / 255),
             layers.Conv2D(24, 3, padding="same", use_bias=False),
             layers.BatchNormalization(momentum=0.9),
             layers.ReLU(),
@@ -77,13 +75,13 @@ def accuracy(model: Any, val: Any) -> float:
 
 
 @pytest.fixture(scope="module")
-def dense(digits: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+def dense(shapes: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The trained network and its accuracy."""
     keras.utils.set_random_seed(0)
     model = compiled(network())
-    fit(model, digits[0], epochs=8, run_dir=tmp_path_factory.mktemp("dense"), verbose=0)
-    found = accuracy(model, digits[1])
-    assert found >= 0.97
+    fit(model, shapes[0], epochs=12, run_dir=tmp_path_factory.mktemp("dense"), verbose=0)
+    found = accuracy(model, shapes[1])
+    assert found >= 0.96
     return model, found
 
 
@@ -144,10 +142,11 @@ def test_a_schedule_rises_from_initial_to_final(begin: int, length: int, every: 
     assert schedule.at(begin - 1) == 0
 
 
+@pytest.mark.slow
 def test_pruning_on_a_schedule_keeps_what_pruning_at_once_loses(
-    digits: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path
+    shapes: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path
 ) -> None:
-    train, val = digits
+    train, val = shapes
     model, before = dense
     at_once = copy_of(model)
     prune(at_once, 0.9)
@@ -215,12 +214,12 @@ def test_pruning_says_what_it_cannot_do(capsys: pytest.CaptureFixture[str]) -> N
             PolynomialDecay(**wrong)
 
 
-def test_shrinking_takes_out_what_is_empty_and_nothing_else(digits: tuple[Any, Any], dense: tuple[Any, float]) -> None:
+def test_shrinking_takes_out_what_is_empty_and_nothing_else(shapes: tuple[Any, Any], dense: tuple[Any, float]) -> None:
     model = copy_of(dense[0])
     prune(model, 0.5, unit="filter")
     small = shrink(model)
     assert [layer.kernel.shape[-1] for layer in small.layers if hasattr(layer, "kernel")] == [12, 24, 32, 10]
-    x, _ = digits[1][0]
+    x, _ = shapes[1][0]
     np.testing.assert_allclose(small.predict_on_batch(x), model.predict_on_batch(x), rtol=1e-4, atol=1e-4)
     whole = shrink(dense[0])
     assert whole.count_params() == dense[0].count_params()
@@ -239,12 +238,12 @@ def test_shrinking_takes_out_what_is_empty_and_nothing_else(digits: tuple[Any, A
 
 @pytest.mark.parametrize("smaller", [lambda m: low_rank(m, energy=0.9), lambda m: separable(m, depth_multiplier=4)])
 def test_factored_layers_are_as_good_after_two_epochs(
-    digits: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path, smaller: Any
+    shapes: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path, smaller: Any
 ) -> None:
-    train, val = digits
+    train, val = shapes
     model, before = dense
     small = compiled(smaller(model), rate=1e-3)
-    assert small.count_params() < 0.95 * model.count_params()
+    assert small.count_params() < 0.97 * model.count_params()
     fit(small, train, epochs=2, run_dir=tmp_path / "run", verbose=0)
     assert accuracy(small, val) >= before - 0.02
     small.save(tmp_path / "small.keras")
@@ -276,44 +275,45 @@ def test_factoring_at_full_rank_changes_nothing(padding: str, strides: int) -> N
 # Eight bits
 
 
-def test_int8_says_what_it_leaves_and_keeps_the_accuracy(digits: tuple[Any, Any], dense: Any, tmp_path: Path) -> None:
+def test_int8_says_what_it_leaves_and_keeps_the_accuracy(shapes: tuple[Any, Any], dense: Any, tmp_path: Path) -> None:
     model, before = dense
     small, left = int8(model)
     assert left == tuple(layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
     assert stored_nbytes(small) < stored_nbytes(model) / 2
-    row = compare_model("int8", small, [digits[1][0]])
-    assert row.accuracy >= before - 0.01 and row.deflated_nbytes < row.nbytes == stored_nbytes(small)
+    row = compare_model("int8", small, [shapes[1][0]])
+    assert row.accuracy >= before - 0.02 and row.deflated_nbytes < row.nbytes == stored_nbytes(small)
     small.save(tmp_path / "small.keras")
-    assert accuracy(keras.models.load_model(tmp_path / "small.keras"), digits[1]) == row.accuracy
+    assert accuracy(keras.models.load_model(tmp_path / "small.keras"), shapes[1]) == row.accuracy
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_tflite_makes_everything_int8(digits: tuple[Any, Any], dense: Any) -> None:
+def test_tflite_makes_everything_int8(shapes: tuple[Any, Any], dense: Any) -> None:
     if keras.backend.backend() != "tensorflow":
         with pytest.raises(streamkit.UsageError, match="through TensorFlow"):
             tflite(dense[0], [])
         return
-    train, val = digits
+    train, val = shapes
     model, before = dense
     content = tflite(model, [train[i][0] for i in range(3)])
     row = compare("TFLite", tflite_call(content), [val[0]], model.count_params(), content)
-    assert row.accuracy >= before - 0.01
+    assert row.accuracy >= before - 0.02
     assert row.nbytes < stored_nbytes(model) / 3
 
 
 # Search
 
 
-def test_a_search_prices_size_and_goes_on_where_it_was(digits: tuple[Any, Any], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_search_prices_size_and_goes_on_where_it_was(shapes: tuple[Any, Any], tmp_path: Path) -> None:
     pytest.importorskip("keras_tuner")
-    train, val = digits
+    train, val = shapes
     built: list[Choice] = []
 
     def build(choice: Choice) -> Any:
         built.append(choice)
         n = int(32 * choice.width)
         layers = [keras.layers.Flatten(), keras.layers.Dense(n, activation="relu"), keras.layers.Dense(10)]
-        return compiled(keras.Sequential([keras.Input((8, 8, 1)), *layers]), rate=choice.rate)
+        return compiled(keras.Sequential([keras.Input((12, 12, 3)), *layers]), rate=choice.rate)
 
     def run() -> tuple[Choice, list[dict[str, Any]]]:
         return search(build, train.as_keras(), val.as_keras(), len(train), tmp_path, epochs=3, price=0.05)

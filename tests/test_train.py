@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import train as script
 
 import streamkit
 
@@ -76,6 +78,23 @@ def train(*arguments: str | Path, preamble: str | None = None, **env: str) -> su
     )
 
 
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """Runs the script in this process, where Keras is imported already."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        argv = ["train.py", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", argv)
+        capsys.readouterr()
+        code = script.main()
+        return subprocess.CompletedProcess(argv, code, *capsys.readouterr())
+
+    return run
+
+
 def lines(run: subprocess.CompletedProcess[str], pattern: str, n_epochs: int) -> list[str]:
     """The lines on stdout, after checking that there is one an epoch, of the right form."""
     assert run.returncode == 0, run.stderr
@@ -91,15 +110,17 @@ def loss(line: str) -> float:
     return float(line.split("loss: ")[1].split()[0])
 
 
-def test_tf_data_learns(images: Path) -> None:
+def test_tf_data_learns(images: Path, here: Here) -> None:
     pytest.importorskip("tensorflow")
-    run = train(images, "--loader", "tf", "--epochs", "2", "--batch-size", "16", KERAS_BACKEND="tensorflow")
+    run = here(images, "--loader", "tf", "--epochs", "2", "--batch-size", "16")
     first, last = lines(run, VALIDATED + COST, 2)
     assert loss(last) < loss(first)
 
 
-def test_sequence_in_bfloat16(images: Path) -> None:
-    run = train(images, "--loader", "keras", "--precision", "mixed_bfloat16", "--epochs", "1", "--image-size", "12x10")
+def test_sequence_in_bfloat16(images: Path, here: Here, request: pytest.FixtureRequest) -> None:
+    keras = pytest.importorskip("keras")
+    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
+    run = here(images, "--loader", "keras", "--precision", "mixed_bfloat16", "--epochs", "1", "--image-size", "12x10")
     lines(run, VALIDATED + COST, 1)
 
 
@@ -115,6 +136,7 @@ def test_arrays_without_tensorflow_and_without_validation(tmp_path: Path) -> Non
     assert refused.stderr == "train: --loader tf needs TensorFlow, which is not installed. Pass --loader keras.\n"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_its_folder(images: Path, tmp_path: Path) -> None:
     """Killed at the end of epoch 2, before that is saved, it trains the same epoch 2 again."""
     pytest.importorskip("torch")
@@ -131,6 +153,7 @@ def test_a_run_goes_on_in_its_folder(images: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best.keras", "last.keras", "state.npz"]
 
 
+@pytest.mark.slow
 def test_every_technique_in_one_run(images: Path, tmp_path: Path) -> None:
     pytest.importorskip("jax")
     logs, page = tmp_path / "logs", tmp_path / "report.html"
@@ -153,6 +176,7 @@ def test_every_technique_in_one_run(images: Path, tmp_path: Path) -> None:
     assert "low rank 0.9" in text and "src=" not in text and "href=" not in text
 
 
+@pytest.mark.slow
 def test_ragged_texts_as_tokens(tmp_path: Path) -> None:
     """Half of the texts hold token 7 somewhere; they are padded batch by batch."""
     pytest.importorskip("torch")
@@ -199,18 +223,17 @@ def test_damage_is_found_inside_an_error_of_tensorflow(images: Path, tmp_path: P
     assert streamkit_error(ValueError("KeyError: nothing of streamkit's")) is None
 
 
-def refusal(out: Path, *options: str) -> str:
-    """The one line that refuses to train."""
-    run = train(out, *options)
-    assert (run.returncode, run.stdout) == (2, "")
-    assert "Traceback" not in run.stderr
-    # TensorFlow, which Keras imports on every backend, has things of its own to say.
-    (line,) = [line for line in run.stderr.splitlines() if line.startswith(("train: ", "streamkit: "))]
-    return line
-
-
-def test_what_cannot_be_trained_is_refused_in_one_line(images: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_is_refused_in_one_line(
+    images: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
     from PIL import Image
+
+    def refusal(out: Path, *options: str) -> str:
+        run = here(out, *options)
+        assert (run.returncode, run.stdout) == (2, "")
+        (line,) = run.stderr.splitlines()
+        return line
 
     assert refusal(tmp_path / "absent").startswith(f"streamkit: {tmp_path / 'absent'}: this path does not exist")
 
@@ -232,10 +255,10 @@ def test_what_cannot_be_trained_is_refused_in_one_line(images: Path, tmp_path: P
     series = ROOT / "sample_data" / "series" / "train"
     streamkit.convert(series, tmp_path / "series", format="tfrecord", workers=1)
     assert refusal(tmp_path / "series", "--image-size", "32x32").startswith("train: --image-size is for images")
-    torch = ("--backend", "torch")
-    assert "resnet takes images" in refusal(tmp_path / "series", "--model", "resnet", *torch)
-    assert "keeps moving averages" in refusal(tmp_path / "series", "--remat", *torch)
-    line = refusal(tmp_path / "series", "--devices", "2", *torch)
+    assert "resnet takes images" in refusal(tmp_path / "series", "--model", "resnet")
+    assert "keeps moving averages" in refusal(tmp_path / "series", "--remat")
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    line = refusal(tmp_path / "series", "--devices", "2")
     assert line.startswith("train: --devices 2: Keras on PyTorch trains on one device. ")
 
 

@@ -89,7 +89,10 @@ def tflite(model: Any, batches: Iterable[Array]) -> bytes:
         )
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = lambda: ([x[i : i + 1]] for x in batches for i in range(len(x)))
+    dtype = model.inputs[0].dtype  # batches come as the loader gives them, uint8 for one
+    converter.representative_dataset = lambda: (
+        [row[None]] for x in batches for row in np.asarray(x).astype(dtype, copy=False)
+    )
     try:
         with warnings.catch_warnings():
             # It takes the ranges from the samples, after a warning that nobody told it any.
