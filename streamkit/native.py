@@ -129,6 +129,8 @@ class Sums:
         self.crcs = np.zeros(len(offsets), np.uint32)
         self._done = ctypes.c_int64()
         self._carry = ctypes.c_uint32()  # of the range that goes on in the next block; in C without the last complement
+        places = (_at(self.offsets), _at(self.lengths), _at(self.crcs))
+        self._state = (len(self.crcs), *places, ctypes.byref(self._done), ctypes.byref(self._carry))
 
     @property
     def done(self) -> int:
@@ -144,9 +146,7 @@ class Sums:
             got = os.preadv(fd, [memoryview(block)], at)  # type: ignore[arg-type]
             self._sum(memoryview(block)[:got], at)  # type: ignore[arg-type]
             return got
-        places = (_at(self.offsets), _at(self.lengths), _at(self.crcs))
-        state = (ctypes.byref(self._done), ctypes.byref(self._carry))
-        got = _library.streamkit_pass(fd, at, block.nbytes, _at(block), len(self.crcs), *places, *state)
+        got = _library.streamkit_pass(fd, at, block.nbytes, _at(block), *self._state)
         if got < 0:
             raise OSError(-got, os.strerror(-got))
         return int(got)

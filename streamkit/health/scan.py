@@ -96,7 +96,8 @@ def _pass(
         if hashing is not None:
             hashing.result()
         hashing = submit(hasher.update, block[:got].data)
-        blocks.reverse()
+        if hashing is not None:  # it is at the block still
+            blocks.reverse()
         at += got
         if tick is not None:
             tick(got)
