@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 N_WHOLE = 256  # pictures decoded whole, in a dataset of enough of them
 _DIGITS = 4
+_SMALL = 1000  # numbers of a picture whose sums are one step
 
 
 class Moments(NamedTuple):
@@ -31,9 +32,9 @@ class Moments(NamedTuple):
 
 def of_pixels(pixels: npt.NDArray[np.uint8]) -> Moments:
     """Moments of uint8 (height, width, 1, 3 or 4); alpha does not count."""
-    rows = _rows(pixels)
-    squares = np.einsum("ij,ij->j", rows, rows, dtype=np.uint64)
-    return Moments(mean_of(pixels), _of_channels(squares, pixels))
+    rows = pixels.reshape(len(pixels), -1)
+    squares = np.einsum("ij,ij->j", rows, rows, dtype=np.uint64).reshape(pixels.shape[1:])
+    return Moments(mean_of(pixels), _of_channels(np.add.reduce(squares, 0), pixels))
 
 
 def mean_of(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...]:
@@ -41,19 +42,18 @@ def mean_of(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...]:
 
     In NumPy, which is there already: for a small conversion, loading OpenCV would take longer than all of its means.
     """
-    return _of_channels(_rows(pixels).sum(axis=0, dtype=np.uint32), pixels)  # 16 million rows of 255 fit
+    if pixels.size > _SMALL:  # sums over neighbours in memory first; 16 million rows of 255 fit
+        rows = np.add.reduce(pixels.reshape(len(pixels), -1), 0, np.uint32).reshape(pixels.shape[1:])
+    else:
+        rows = pixels.reshape(-1, pixels.shape[2])
+    return _of_channels(np.add.reduce(rows, 0, np.uint64), pixels)
 
 
-def _rows(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """(height, width x channels): sums along axis 0 run over neighbours in memory."""
-    return pixels.reshape(len(pixels), -1)
-
-
-def _of_channels(sums: npt.NDArray[Any], pixels: npt.NDArray[np.uint8]) -> tuple[float, ...]:
-    """Means of three channels, from sums over the rows."""
+def _of_channels(sums: npt.NDArray[np.uint64], pixels: npt.NDArray[np.uint8]) -> tuple[float, ...]:
+    """Means of three channels, from the sums of all."""
     height, width, n_channels = pixels.shape
-    means = sums.reshape(width, n_channels).sum(axis=0, dtype=np.uint64) / (height * width)
-    return tuple(means[:3].tolist() if n_channels > 1 else means.tolist() * 3)
+    means = [value / (height * width) for value in sums.tolist()[:3]]
+    return tuple(means if n_channels > 1 else means * 3)
 
 
 def not_finite(values: npt.NDArray[Any]) -> tuple[int, int]:
