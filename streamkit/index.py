@@ -34,8 +34,6 @@ import pyarrow.parquet as pq
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend, regular_file
 from streamkit.remote.address import Address, place
-from streamkit.remote.failures import Missing
-from streamkit.remote.transfer import download
 from streamkit.schema import Field
 
 # In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
@@ -100,7 +98,7 @@ class Index:
                     "the index was altered: its digest is not the manifest's", path=path, hint=mend(self.path.parent)
                 )
             file = pq.ParquetFile(self.file)
-        except (FileNotFoundError, Missing):
+        except FileNotFoundError:
             raise DamagedError("the index is missing", path=path, hint=mend(self.path.parent)) from None
         except (pa.ArrowException, OSError) as error:
             raise DamagedError(f"the index cannot be read: {error}", path=path, hint=mend(self.path.parent)) from None
@@ -115,11 +113,17 @@ class Index:
         if isinstance(self.path, Path):
             regular_file(self.path)
             return self.path
+        from streamkit.remote.failures import Missing  # here, as what talks to servers takes 40 ms to import
+        from streamkit.remote.transfer import download
+
         # Without a name it goes when this object goes, however the process ends; forked children have it, too.
         with tempfile.TemporaryFile(prefix="streamkit-") as file:
             copy = os.dup(file.fileno())
         weakref.finalize(self, os.close, copy)
-        download(self.path, copy, digest=digest)
+        try:
+            download(self.path, copy, digest=digest)
+        except Missing as missing:
+            raise FileNotFoundError(self.path.url) from missing
         return Path(f"/proc/self/fd/{copy}")
 
     def __contains__(self, name: str) -> bool:

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from streamkit import index
@@ -182,7 +181,7 @@ class Before:
         if not chunked:
             return table, None
         chunks = pq.read_table(self.root / str(split.chunks))
-        of_shard = np.flatnonzero(np.asarray(pc.equal(chunks.column("shard"), file).to_numpy()))
+        of_shard = np.flatnonzero(index.numpy_of(chunks, "shard") == file)
         for name in chunked:  # chunk numbers of a part count from its shard
             at = table.column_names.index(f"{name}.chunk")
             own = index.column(index.numpy_of(table, f"{name}.chunk") - of_shard[0])

@@ -13,7 +13,6 @@ there the place counts as unfinished, and who reads the old dataset is told that
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import shutil
@@ -74,43 +73,42 @@ def _shards(manifest: Manifest) -> Iterator[Shard]:
     return (shard for split in manifest.splits.values() for shard in split.shards)
 
 
-def at_a_distance(convert: Callable[..., Report]) -> Callable[..., Report]:
-    """`convert`, which knows this machine only, for addresses of servers as well."""
+def convert_at_a_distance(
+    convert: Callable[..., Report], inputs: dict[str, Any], out: Any, options: dict[str, Any]
+) -> Report:
+    """`convert`, which knows this machine only, of inputs or to an output of which some are addresses.
 
-    @functools.wraps(convert)
-    def anywhere(source: Any, out: Any, **options: Any) -> Report:
-        inputs = {"source": source} | {name: options.get(name) for name in ("labels", "masks")}
-        far = {name: place(path) for name, path in inputs.items() if is_remote(path)}
-        if not far and not is_remote(out):
-            return convert(source, out, **options)
-        target = place(out)
-        if isinstance(target, Address) and any(_overlap(target, path) for path in far.values()):
-            raise UsageError(
-                "source and output lie inside one another", path=target, hint="Choose an output elsewhere."
-            )
-        if options.get("cluster") is not None or options.get("executor") is not None:
-            raise UsageError(
-                "other machines do not see what is copied to this one",
-                path=next((a for a in (*far.values(), target) if isinstance(a, Address)), None),
-                hint="Convert without a cluster, or on a file system that all of them mount.",
-            )
-        with ExitStack() as stack:
-            names: dict[str, Address] = {}  # of the places here, for messages
-            for name, address in far.items():
-                assert isinstance(address, Address)
-                folder = stack.enter_context(held("sources", address))
-                stack.callback(shutil.rmtree, folder / name, ignore_errors=True)
-                shutil.rmtree(folder / name, ignore_errors=True)  # of a conversion that was killed: it may have changed
-                inputs[name] = bring(address, folder / name)
-                names[str(inputs[name])] = address
-            options |= {name: path for name, path in inputs.items() if name != "source" and path is not None}
-            if isinstance(target, Path):
-                with _named(names):
-                    return convert(inputs["source"], target, **options)
-            folder = stack.enter_context(held("outputs", target))
-            return _to_server(convert, inputs["source"], target, folder, options, names)
-
-    return anywhere
+    Args:
+        convert: the conversion.
+        inputs: the path or address of its source, labels and masks, by the names of its arguments; or None.
+        out: path or address of the output.
+        options: the other arguments.
+    """
+    far = {name: place(path) for name, path in inputs.items() if is_remote(path)}
+    target = place(out)
+    if isinstance(target, Address) and any(_overlap(target, path) for path in far.values()):
+        raise UsageError("source and output lie inside one another", path=target, hint="Choose an output elsewhere.")
+    if options.get("cluster") is not None or options.get("executor") is not None:
+        raise UsageError(
+            "other machines do not see what is copied to this one",
+            path=next((a for a in (*far.values(), target) if isinstance(a, Address)), None),
+            hint="Convert without a cluster, or on a file system that all of them mount.",
+        )
+    with ExitStack() as stack:
+        names: dict[str, Address] = {}  # of the places here, for messages
+        for name, address in far.items():
+            assert isinstance(address, Address)
+            folder = stack.enter_context(held("sources", address))
+            stack.callback(shutil.rmtree, folder / name, ignore_errors=True)
+            shutil.rmtree(folder / name, ignore_errors=True)  # of a conversion that was killed: it may have changed
+            inputs[name] = bring(address, folder / name)
+            names[str(inputs[name])] = address
+        options |= {name: path for name, path in inputs.items() if name != "source" and path is not None}
+        if isinstance(target, Path):
+            with _named(names):
+                return convert(inputs["source"], target, **options)
+        folder = stack.enter_context(held("outputs", target))
+        return _to_server(convert, inputs["source"], target, folder, options, names)
 
 
 def _overlap(a: Address, b: Path | Address) -> bool:

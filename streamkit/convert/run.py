@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from streamkit.codecs import image
+from streamkit.convert.anywhere import anywhere
 from streamkit.convert.append import Before
 from streamkit.convert.cluster import dask_executor
-from streamkit.convert.distant import at_a_distance
 from streamkit.convert.duplicates import Duplicate
 from streamkit.convert.executor import Progress
 from streamkit.convert.journal import Journal, Part
@@ -37,7 +37,7 @@ from streamkit.sources import BadItem, Source
 from streamkit.storage import os_error, sync_folder
 
 
-@at_a_distance
+@anywhere
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],

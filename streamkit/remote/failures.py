@@ -8,8 +8,6 @@ Failure(kind='again', text='it did not answer in time', wait_s=None)
 
 from __future__ import annotations
 
-import asyncio
-import email.utils
 import errno
 import os
 import time
@@ -62,7 +60,7 @@ def failure_of(error: BaseException) -> Failure:
         return Failure("missing", "there is no such file")
     if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
         return Failure("denied", "access was denied")
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+    if isinstance(error, TimeoutError):
         return Failure("again", "it did not answer in time")
     library = type(error).__module__.partition(".")[0]
     if isinstance(error, (OSError, EOFError)) or library in _CLIENTS:
@@ -130,7 +128,9 @@ def retry_after(text: str, now: float | None = None) -> float | None:
         seconds = float(text)
     except ValueError:
         try:
-            seconds = email.utils.parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
+            from email.utils import parsedate_to_datetime  # rarely needed
+
+            seconds = parsedate_to_datetime(text).timestamp() - (time.time() if now is None else now)
         except ValueError:
             return None
     return min(max(0.0, seconds), _LONGEST_WAIT_S) if seconds == seconds else None

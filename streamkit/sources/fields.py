@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streamkit.errors import SourceError
 from streamkit.schema import MAX_NDIM, Field, Schema
@@ -67,6 +66,8 @@ def columns_of(table: pa.Table, file: str) -> tuple[list[Column], list[str]]:
 
 def flat(table: pa.Table) -> Iterator[tuple[str, pa.Array]]:
     """Columns by name, members of {...} as NAME/MEMBER, dictionaries decoded."""
+    import pyarrow.compute as pc  # here, as its 40 ms are of no use to a folder of pictures
+
     todo = [(name, table.column(name).combine_chunks()) for name in reversed(table.column_names)]
     while todo:
         name, values = todo.pop()
@@ -105,7 +106,7 @@ def _column(name: str, values: pa.Array) -> Column:
     if pa.types.is_temporal(kind):
         values = values.cast(pa.string())
     if is_text(values.type):
-        return Column(Field(name, "string", "string"), _objects(pc.fill_null(values, "")))
+        return Column(Field(name, "string", "string"), _objects(values.fill_null("")))
     numbers = _numbers(values)
     return Column(Field(name, "number", numbers.dtype.name), numbers)
 
@@ -119,7 +120,7 @@ def _numbers(values: pa.Array) -> npt.NDArray[Any]:
     if not (pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_boolean(values.type)):
         raise Left(f"is {kind}")
     if pa.types.is_floating(values.type) and values.null_count:
-        values = pc.fill_null(values, pa.scalar(float("nan"), values.type))
+        values = values.fill_null(pa.scalar(float("nan"), values.type))
     return np.asarray(values.to_numpy(zero_copy_only=False))
 
 
@@ -130,14 +131,16 @@ def _objects(values: pa.Array) -> npt.NDArray[Any]:
 
 
 def _label(values: pa.Array) -> Column:
+    import pyarrow.compute as pc  # here, as its 40 ms are of no use to a folder of pictures
+
     missing = np.asarray(values.is_null().to_numpy(zero_copy_only=False), bool)
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.string())
     if is_text(values.type):
-        missing |= np.asarray(pc.fill_null(pc.equal(values, ""), True).to_numpy(zero_copy_only=False), bool)
+        missing |= np.asarray(pc.equal(values, "").fill_null(True).to_numpy(zero_copy_only=False), bool)
         numbers, names = _classes(pc.if_else(pa.array(missing), pa.scalar(None, values.type), values))
         return Column(Field("label", "label", "int64", class_names=names), numbers, missing)
-    numbers = np.asarray(pc.fill_null(values, 0).cast(pa.int64()).to_numpy(zero_copy_only=False))
+    numbers = np.asarray(values.fill_null(0).cast(pa.int64()).to_numpy(zero_copy_only=False))
     known = numbers[~missing]
     field = Field("label", "label", "int64")
     if known.size and known.min() >= 0 and known.max() < MAX_CLASSES:
@@ -154,7 +157,7 @@ def _classes(values: pa.Array) -> tuple[Ints, tuple[str, ...]]:
     ranked = sorted(range(len(names)), key=names.__getitem__)
     number = np.empty(max(1, len(names)), np.int64)
     number[ranked] = np.arange(len(names))
-    indices = np.asarray(pc.fill_null(coded.indices, 0).to_numpy(zero_copy_only=False))
+    indices = np.asarray(coded.indices.fill_null(0).to_numpy(zero_copy_only=False))
     return number[indices], tuple(names[i] for i in ranked)
 
 
@@ -163,7 +166,9 @@ def _classes(values: pa.Array) -> tuple[Ints, tuple[str, ...]]:
 
 def _unpacked(values: pa.Array) -> tuple[pa.Array, pa.Array]:
     """Offsets (int64, n + 1, from 0) and the values of all lists; null is the empty list."""
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(values), 0).to_numpy(zero_copy_only=False), np.int64)
+    import pyarrow.compute as pc  # here, as its 40 ms are of no use to a folder of pictures
+
+    lengths = np.asarray(pc.list_value_length(values).fill_null(0).to_numpy(zero_copy_only=False), np.int64)
     if pa.types.is_fixed_size_list(values.type) and values.null_count:
         raise Left("has nulls among lists of a fixed size")
     return pa.array(np.concatenate([[0], np.cumsum(lengths)])), values.flatten()
@@ -187,7 +192,7 @@ def array_column(name: str, values: pa.Array) -> Column:
     if pa.types.is_null(inner.type):
         inner = inner.cast(pa.float64())
     if is_text(inner.type):
-        numbers, names = _classes(pc.fill_null(inner, ""))
+        numbers, names = _classes(inner.fill_null(""))
     else:
         numbers = _numbers(inner)
     counts = np.diff(offsets)
@@ -227,7 +232,7 @@ def grouped(table: pa.Table, offsets: Ints, per_item: Sequence[str], files: Sequ
 
 def _agree(values: pa.Array, offsets: Ints) -> bool:
     """True when all rows of each item hold the same value."""
-    codes = np.asarray(pc.fill_null(values.dictionary_encode().indices, -1).to_numpy(zero_copy_only=False))
+    codes = np.asarray(values.dictionary_encode().indices.fill_null(-1).to_numpy(zero_copy_only=False))
     return bool((codes == np.repeat(codes[offsets[:-1]], np.diff(offsets))).all())
 
 

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from streamkit.codecs.image import looks_like_image
 from streamkit.errors import SourceError
@@ -178,6 +177,8 @@ def bytes_of(value: Any) -> bytes | None:
 
 
 def _lengths(values: pa.Array) -> Ints:
+    import pyarrow.compute as pc  # here, as its 40 ms are of no use to a folder of pictures
+
     return np.asarray(pc.fill_null(pc.binary_length(values), 0).to_numpy(zero_copy_only=False), np.int64)
 
 
