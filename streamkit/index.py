@@ -22,6 +22,7 @@ import tempfile
 import types
 import weakref
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,20 @@ _PLACES = ("offset", *_NARROW)
 
 def write(path: str | os.PathLike[str], tables: Iterable[pa.Table]) -> None:
     """Write one row group a table, in order. All tables have one schema; equal tables give equal bytes."""
-    writer: pq.ParquetWriter | None = None
-    try:
+    with ExitStack() as stack:
+        writer: pq.ParquetWriter | None = None
         for table in tables:
             if writer is None:
                 texts = [f.name for f in table.schema if pa.types.is_string(f.type) and f.name != "key"]
                 # Ascending offsets and small integers shrink well this way.
                 encodings = {f.name: "DELTA_BINARY_PACKED" for f in table.schema if pa.types.is_integer(f.type)}
-                writer = pq.ParquetWriter(
-                    path, table.schema, compression="zstd", use_dictionary=texts, column_encoding=encodings
+                file = stack.enter_context(pa.OSFile(str(path), "wb"))  # the writer's own stays open on a full disk
+                writer = stack.enter_context(
+                    pq.ParquetWriter(
+                        file, table.schema, compression="zstd", use_dictionary=texts, column_encoding=encodings
+                    )
                 )
             writer.write_table(table, row_group_size=max(1, table.num_rows))
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 def column(values: npt.NDArray[Any]) -> pa.Array:

@@ -183,6 +183,8 @@ def test_length_threads_pickle_and_resume(made: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["balanced", "mixed"])
 def test_frontends_deliver_them_to_the_bit(made: Path, kind: str) -> None:
+    pytest.importorskip("torch")
+
     def new() -> Any:
         return BOTH[kind](made, batch_size=5, drop_remainder=True)
 

@@ -398,7 +398,7 @@ def link(kind: str) -> Callable[[Any, Path], None]:
         elif kind == "external link":
             file["x"] = h5py.ExternalLink("other.h5", "/x")
         elif kind == "external storage":
-            file.create_dataset("x", (4, 3), external=[(str(folder / "raw.bin"), 0, 96)])
+            file.create_dataset("x", (4, 3), "f4", external=[(str(folder / "raw.bin"), 0, 96)])
         else:
             layout = h5py.VirtualLayout((4, 3), "f8")
             layout[:] = h5py.VirtualSource("other.h5", "x", (4, 3))
@@ -419,9 +419,9 @@ REFUSED: dict[str, tuple[Callable[[Any, Path], Any], type[StreamkitError], str]]
     "unknown filter": (scale_offset, SourceError, "x went through the filter scaleoffset"),
     "vlen": (lambda f, _: f.create_dataset("x", (3, 2), h5py.vlen_dtype("u1")), SourceError, "x .*vlen"),
     "text": (lambda f, _: f.create_dataset("x", data=[["a"], ["b"]]), SourceError, "x is not an array of numbers"),
-    "never written": (lambda f, _: f.create_dataset("x", (4, 3)), SourceError, "x was never written"),
+    "never written": (lambda f, _: f.create_dataset("x", (4, 3), "f4"), SourceError, "x was never written"),
     "columns alone": (lambda f, _: f.create_dataset("x", data=np.arange(4)), SourceError, "no payload"),
-    "no rows": (lambda f, _: f.create_dataset("x", (0, 3)), SourceError, "no rows"),
+    "no rows": (lambda f, _: f.create_dataset("x", (0, 3), "f4"), SourceError, "no rows"),
     "nothing": (lambda f, _: None, SourceError, "no dataset of numbers"),
     "places without end": (
         lambda f, _: f.create_dataset("x", (10**12, 3), "u1", chunks=(1, 3)),

@@ -276,8 +276,8 @@ def test_a_picture_may_show_nothing(flat: Path, tmp_path: Path, format: str) -> 
 
 
 def test_tensorflow_and_tfds_read_boxes(flat: Path, tmp_path: Path) -> None:
-    import tensorflow as tf
-    import tensorflow_datasets as tfds
+    tf = pytest.importorskip("tensorflow")
+    tfds = pytest.importorskip("tensorflow_datasets")
 
     convert(flat, tmp_path / "out", labels=box_csv(tmp_path))
     keys = list(columns(tmp_path / "out", "key"))

@@ -175,6 +175,7 @@ def broken(accumulate: int) -> Any:
 def test_batches_grow_in_another_process_until_one_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, build: Any, limit: int, size: int
 ) -> None:
+    pytest.importorskip("jax")  # which Keras takes functions from on every backend
     monkeypatch.setenv("KERAS_BACKEND", "numpy")  # in the other process, which then is there at once
     found = largest_batch(build, (X, Y), 64, limit)
     assert (found.size, found.how, found.size * found.accumulate) == (size, "ran", 64)
@@ -182,6 +183,7 @@ def test_batches_grow_in_another_process_until_one_does_not_fit(
 
 
 def test_a_model_that_cannot_be_made_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jax")
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     with pytest.raises(streamkit.StreamkitError, match="ValueError: no model for 2"):
         largest_batch(broken, (X, Y), 4, 10**9)

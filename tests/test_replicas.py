@@ -195,6 +195,7 @@ def test_padding_comes_from_the_beginning_and_is_flagged(out: Path, on_corrupt: 
 
 
 def test_the_flag_is_there_in_every_frontend(out: Path) -> None:
+    pytest.importorskip("torch")
     options: dict[str, Any] = {"shuffle": False, "batch_size": 5, "shard_index": 3, "num_shards": 4}
     loader = streamkit.Loader(out, fields=("x", "padding"), **options)
     truth = list(loader)

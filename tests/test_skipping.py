@@ -137,6 +137,7 @@ def test_a_batch_is_the_same_whenever_and_wherever_it_is_made(copied: Copied, dr
 
 @pytest.mark.parametrize("batch_size", [8, None])
 def test_every_frontend_gives_the_same(copied: Copied, batch_size: int | None) -> None:
+    pytest.importorskip("torch")
     path = copied("table-tfrecord")
     harm(path, [3, 4, 40])
     options: dict[str, Any] = {"batch_size": batch_size, "seed": 1, "split": "train"} | SKIP
