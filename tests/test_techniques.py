@@ -34,10 +34,10 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    """Loaders of train and val: uint8 (12, 12, 3) pictures and which of four shapes they show."""
+    """Loaders of train and val: uint8 (10, 10, 3) pictures and which of four shapes they show."""
     out = tmp_path_factory.mktemp("shapes") / "out"
     streamkit.convert(ROOT / "sample_data" / "images", out, format="hdf5", encode="raw", workers=1)
-    options: dict[str, Any] = {"image_size": (12, 12), "dtype": "uint8", "num_workers": 1}
+    options: dict[str, Any] = {"image_size": (10, 10), "dtype": "uint8", "num_workers": 1}
     # One batch size everywhere, so that each step is traced once.
     train = streamkit.Loader(out, split="train", batch_size=BATCH, drop_remainder=True, **options)
     return train, streamkit.Loader(out, split="val", batch_size=240, shuffle=False, **options)
@@ -54,7 +54,7 @@ def network() -> Any:
     layers = keras.layers
     return keras.Sequential(
         [
-            keras.Input((12, 12, 3)),
+            keras.Input((10, 10, 3)),
             layers.Rescaling(1 / 255),
             layers.Conv2D(24, 3, padding="same", use_bias=False),
             layers.BatchNormalization(momentum=0.9),
@@ -79,9 +79,9 @@ def dense(shapes: tuple[Any, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     """The trained network and its accuracy."""
     keras.utils.set_random_seed(0)
     model = compiled(network())
-    fit(model, shapes[0], epochs=12, run_dir=tmp_path_factory.mktemp("dense"), verbose=0)
+    fit(model, shapes[0], epochs=20, run_dir=tmp_path_factory.mktemp("dense"), verbose=0)
     found = accuracy(model, shapes[1])
-    assert found >= 0.96
+    assert found >= 0.97
     return model, found
 
 
@@ -243,7 +243,7 @@ def test_factored_layers_are_as_good_after_two_epochs(
     train, val = shapes
     model, before = dense
     small = compiled(smaller(model), rate=1e-3)
-    assert small.count_params() < 0.97 * model.count_params()
+    assert small.count_params() < 0.95 * model.count_params()
     fit(small, train, epochs=2, run_dir=tmp_path / "run", verbose=0)
     assert accuracy(small, val) >= before - 0.02
     small.save(tmp_path / "small.keras")
@@ -281,7 +281,7 @@ def test_int8_says_what_it_leaves_and_keeps_the_accuracy(shapes: tuple[Any, Any]
     assert left == tuple(layer.name for layer in model.layers if isinstance(layer, keras.layers.Conv2D))
     assert stored_nbytes(small) < stored_nbytes(model) / 2
     row = compare_model("int8", small, [shapes[1][0]])
-    assert row.accuracy >= before - 0.02 and row.deflated_nbytes < row.nbytes == stored_nbytes(small)
+    assert row.accuracy >= before - 0.01 and row.deflated_nbytes < row.nbytes == stored_nbytes(small)
     small.save(tmp_path / "small.keras")
     assert accuracy(keras.models.load_model(tmp_path / "small.keras"), shapes[1]) == row.accuracy
 
@@ -296,7 +296,7 @@ def test_tflite_makes_everything_int8(shapes: tuple[Any, Any], dense: Any) -> No
     model, before = dense
     content = tflite(model, [train[i][0] for i in range(3)])
     row = compare("TFLite", tflite_call(content), [val[0]], model.count_params(), content)
-    assert row.accuracy >= before - 0.02
+    assert row.accuracy >= before - 0.01
     assert row.nbytes < stored_nbytes(model) / 3
 
 
@@ -313,7 +313,7 @@ def test_a_search_prices_size_and_goes_on_where_it_was(shapes: tuple[Any, Any], 
         built.append(choice)
         n = int(32 * choice.width)
         layers = [keras.layers.Flatten(), keras.layers.Dense(n, activation="relu"), keras.layers.Dense(10)]
-        return compiled(keras.Sequential([keras.Input((12, 12, 3)), *layers]), rate=choice.rate)
+        return compiled(keras.Sequential([keras.Input((10, 10, 3)), *layers]), rate=choice.rate)
 
     def run() -> tuple[Choice, list[dict[str, Any]]]:
         return search(build, train.as_keras(), val.as_keras(), len(train), tmp_path, epochs=3, price=0.05)
