@@ -26,9 +26,9 @@ import numpy as np
 
 from streamkit.blocks import BLOCK_NBYTES, BlockName, Blocks, Claim, wait_until
 from streamkit.far import Bytes, FarFiles, Part
-from streamkit.manifest import Shard
 from streamkit.remote import patience
 from streamkit.remote.address import Address
+from streamkit.splits import Shard
 from streamkit.storage import Files
 
 _AT_ONCE = 8  # blocks of one call that are in memory together

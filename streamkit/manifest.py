@@ -4,6 +4,7 @@
 is the BLAKE3 digest of all the rest, so an altered manifest is found at once.
 
     >>> from streamkit.schema import Field
+    >>> from streamkit.splits import Shard
     >>> shard = Shard("train-00000.tfrecord", samples=2, nbytes=100, digest="ab" * 32)
     >>> split = Split("train", samples=2, nbytes=100, index="index-train.parquet", index_digest="cd" * 32,
     ...               shards=(shard,))
@@ -14,7 +15,6 @@ is the BLAKE3 digest of all the rest, so an altered manifest is found at once.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Mapping
@@ -24,6 +24,7 @@ from typing import Any, Self
 
 import blake3
 
+from streamkit import strict
 from streamkit.errors import (
     DamagedError,
     FormatVersionError,
@@ -37,74 +38,14 @@ from streamkit.remote.address import Address, place
 from streamkit.remote.failures import Missing
 from streamkit.remote.transfer import read
 from streamkit.schema import Schema
+from streamkit.splits import SideFile, Split
+from streamkit.strict import canonical, count, mapping, plain_name
 from streamkit.version import __version__
 
 FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 MAX_NBYTES = 64 << 20
-MAX_DEPTH = 16
 MAX_SHARDS = 1_000_000
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One TFRecord or HDF5 file: its name, how many samples it holds, its size [B] and BLAKE3 digest (hex)."""
-
-    file: str
-    samples: int
-    nbytes: int
-    digest: str
-
-    def __post_init__(self) -> None:
-        name_below(self.file)
-        _count(self.samples, "samples", self.file)
-        _count(self.nbytes, "bytes", self.file)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "samples": self.samples, "bytes": self.nbytes, "digest": self.digest}
-
-
-@dataclass(frozen=True)
-class Split:
-    """A named set of shards with its index file. `chunks` names the chunk table of chunked HDF5, else None."""
-
-    name: str
-    samples: int
-    nbytes: int
-    index: str
-    index_digest: str
-    shards: tuple[Shard, ...]
-    chunks: str | None = None
-    chunks_digest: str | None = None
-
-    def __post_init__(self) -> None:
-        plain_name(self.name)
-        plain_name(self.index)
-        if self.chunks is not None:
-            plain_name(self.chunks)
-        if sum(s.samples for s in self.shards) != self.samples:
-            raise DamagedError(
-                f"split {self.name!r} says {self.samples} samples, its shards {sum(s.samples for s in self.shards)}"
-            )
-
-    def to_json(self) -> dict[str, Any]:
-        out: dict[str, Any] = {"samples": self.samples, "bytes": self.nbytes}
-        out["index"] = {"file": self.index, "digest": self.index_digest}
-        if self.chunks is not None:
-            out["chunks"] = {"file": self.chunks, "digest": self.chunks_digest}
-        out["shards"] = [s.to_json() for s in self.shards]
-        return out
-
-
-@dataclass(frozen=True)
-class SideFile:
-    """A file that other tools read, such as train.h5 or dataset_info.json: its size [B] and BLAKE3 digest (hex)."""
-
-    nbytes: int
-    digest: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"bytes": self.nbytes, "digest": self.digest}
 
 
 @dataclass(frozen=True)
@@ -218,13 +159,11 @@ class Manifest:
         if len(text) > MAX_NBYTES:
             raise RefusedError(f"the manifest has {len(text)} bytes, the limit is {MAX_NBYTES}", path=path)
         try:
-            data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        except RecursionError:
-            raise RefusedError(f"the manifest is nested deeper than {MAX_DEPTH}", path=path) from None
+            data = strict.parse(text)
+        except RefusedError as refused:
+            raise RefusedError(refused.what, path=path) from None
         except ValueError as error:
             raise DamagedError(f"this is no manifest ({error})", path=path, hint=_AGAIN) from None
-        if _is_deep(data, MAX_DEPTH):
-            raise RefusedError(f"the manifest is nested deeper than {MAX_DEPTH}", path=path)
         if not isinstance(data, dict) or "format_version" not in data:
             raise DamagedError("this is no streamkit manifest: format_version is missing", path=path)
         if data["format_version"] != FORMAT_VERSION:
@@ -244,12 +183,12 @@ class Manifest:
             return cls(
                 format=data["format"],
                 schema=Schema.from_json(data["schema"]),
-                splits={name: _split(name, item) for name, item in sorted(data["splits"].items())},
-                options=_facts(data["options"]),
-                source=_facts(data["source"]),
-                statistics=_facts(data["statistics"]),
-                skipped=_count(data["skipped"], "skipped", "manifest"),
-                files={plain_name(name): _side_file(name, f) for name, f in _facts(data.get("files", {})).items()},
+                splits={name: Split.from_json(name, item) for name, item in sorted(data["splits"].items())},
+                options=mapping(data["options"]),
+                source=mapping(data["source"]),
+                statistics=mapping(data["statistics"]),
+                skipped=count(data["skipped"], "skipped", "manifest"),
+                files={name: SideFile.from_json(name, f) for name, f in mapping(data.get("files", {})).items()},
                 root=data.get("root"),
                 streamkit_version=str(data["streamkit_version"]),
                 path=path,
@@ -325,72 +264,3 @@ def _read_far(file: Address) -> bytes:
 
 WORK_FOLDER = ".streamkit"  # journal and lock of a conversion under way; gone after success
 _AGAIN = "Restore it from a copy, or convert again with --overwrite."
-
-
-def canonical(data: Any) -> str:
-    """JSON with sorted keys, ASCII only, one fact a line: equal data gives equal text."""
-    return json.dumps(data, sort_keys=True, ensure_ascii=True, indent=1, allow_nan=False) + "\n"
-
-
-def plain_name(name: Any) -> str:
-    """`name` if it names a file directly inside the dataset folder; RefusedError otherwise."""
-    bad = not isinstance(name, str) or not name or name in (".", "..") or any(c in name for c in "/\\:%\0")
-    if bad or len(name) > 255 or not name.isprintable():
-        raise RefusedError(f"{str(name)[:80]!r} is not a plain file name", hint="The manifest was tampered with.")
-    return str(name)
-
-
-def name_below(name: Any) -> str:
-    """`name` if it is a relative path, with "/", that stays below where it begins; RefusedError otherwise."""
-    parts = name.split("/") if isinstance(name, str) else [""]
-    bad = any(part in ("", ".", "..") or len(part) > 255 or not part.isprintable() for part in parts)
-    if bad or "\\" in name:
-        raise RefusedError(f"{str(name)[:80]!r} is no path below a folder", hint="The manifest was tampered with.")
-    return str(name)
-
-
-def _split(name: str, item: Any) -> Split:
-    shards = tuple(Shard(s["file"], s["samples"], s["bytes"], str(s["digest"])) for s in item["shards"])
-    chunks = item.get("chunks") or {}
-    return Split(
-        name=name,
-        samples=_count(item["samples"], "samples", name),
-        nbytes=_count(item["bytes"], "bytes", name),
-        index=item["index"]["file"],
-        index_digest=str(item["index"]["digest"]),
-        shards=shards,
-        chunks=chunks.get("file"),
-        chunks_digest=chunks.get("digest"),
-    )
-
-
-def _side_file(name: str, item: Any) -> SideFile:
-    return SideFile(_count(item["bytes"], "bytes", name), str(item["digest"]))
-
-
-def _facts(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"{str(value)[:40]!r} is no object")
-    return value
-
-
-def _is_deep(value: Any, left: int) -> bool:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return left == 0 or any(_is_deep(item, left - 1) for item in inner if isinstance(item, (dict, list)))
-
-
-def _count(value: Any, what: str, where: str) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
-        raise DamagedError(f"{what} of {where} is {str(value)[:40]!r}, expected a count")
-    return value
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    out = dict(pairs)
-    if len(out) != len(pairs):
-        raise ValueError("a key stands twice")
-    return out
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")

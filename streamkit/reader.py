@@ -31,11 +31,12 @@ from streamkit.far import FarFiles, Part
 from streamkit.guard import mend
 from streamkit.index import ADOPT_AGAIN, Index, check_column
 from streamkit.loose import LooseFiles
-from streamkit.manifest import Manifest, Split
+from streamkit.manifest import Manifest
 from streamkit.native import BadRange
 from streamkit.readplan import ReadPlan
 from streamkit.remote.address import Address, place
 from streamkit.schema import Field
+from streamkit.splits import Split
 from streamkit.storage import Maps, available_memory
 
 MAX_RANGE_NBYTES = 1 << 30

@@ -27,12 +27,13 @@ from crc32c import crc32c
 import streamkit
 from streamkit.health.entries import open_entries
 from streamkit.index import Index
-from streamkit.manifest import Manifest, canonical
+from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
 from streamkit.reader import Reader
 from streamkit.shards import example
 from streamkit.shards.tfrecord import masked, read_records
 from streamkit.sources.npy import BadNpy, read_header
+from streamkit.strict import canonical
 
 CORPUS = Path(__file__).parent / "corpus"
 

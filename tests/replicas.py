@@ -1,6 +1,6 @@
 """One process of several that train together, as tests start them: what it was given, as JSON.
 
-python replicas.py tensorflow|mirrored|torch|jax OUT PORT RANK N_RANKS
+python replicas.py tensorflow|mirrored|torch|jax OUT PORT,PORT,... RANK N_RANKS
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 EPOCHS = 2
 
 
-def tensorflow(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
+def tensorflow(out: str, ports: list[int], rank: int, n_ranks: int) -> dict[str, Any]:
     """MultiWorkerMirroredStrategy with a step of one's own; every step sums over the replicas."""
-    workers = [f"localhost:{port + i}" for i in range(n_ranks)]
+    workers = [f"localhost:{port}" for port in ports]
     os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})
     import tensorflow as tf
 
@@ -63,7 +63,7 @@ def tensorflow(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
     return {"seen": seen, "sums": sums, "refused": refused}
 
 
-def mirrored(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
+def mirrored(out: str, ports: list[int], rank: int, n_ranks: int) -> dict[str, Any]:
     """`model.fit` on two devices of one process, and on one: the weights, and how many steps an epoch had."""
     import tensorflow as tf
 
@@ -95,13 +95,13 @@ def mirrored(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
     return {"weights": weights, "moved": on}
 
 
-def torch(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
+def torch(out: str, ports: list[int], rank: int, n_ranks: int) -> dict[str, Any]:
     """Two processes of gloo; every step sums over them."""
     import torch.distributed as dist
 
     import streamkit
 
-    dist.init_process_group("gloo", init_method=f"tcp://localhost:{port}", rank=rank, world_size=n_ranks)
+    dist.init_process_group("gloo", init_method=f"tcp://localhost:{ports[0]}", rank=rank, world_size=n_ranks)
     loader = streamkit.Loader(out, batch_size=4, seed=1).as_torch()
     seen, sums = [], []
     for _ in range(EPOCHS):
@@ -115,11 +115,11 @@ def torch(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
     return {"seen": seen, "sums": sums}
 
 
-def jax(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
+def jax(out: str, ports: list[int], rank: int, n_ranks: int) -> dict[str, Any]:
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     import jax
 
-    jax.distributed.initialize(f"localhost:{port}", n_ranks, rank)
+    jax.distributed.initialize(f"localhost:{ports[0]}", n_ranks, rank)
     import streamkit
 
     seen = [[int(v) for v in x[:, 0]] for loader in [streamkit.Loader(out, batch_size=4, seed=1)] for x, _ in loader]
@@ -132,5 +132,7 @@ def jax(out: str, port: int, rank: int, n_ranks: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    kind, out, port, rank, n_ranks = sys.argv[1:]
-    print(json.dumps(globals()[kind](out, int(port), int(rank), int(n_ranks))), flush=True)
+    kind, out, ports, rank, n_ranks = sys.argv[1:]
+    print(
+        json.dumps(globals()[kind](out, [int(port) for port in ports.split(",")], int(rank), int(n_ranks))), flush=True
+    )

@@ -21,7 +21,7 @@ from converting import cli
 import streamkit
 from streamkit import DamagedError, RefusedError, StreamkitError
 from streamkit.cli import main
-from streamkit.manifest import canonical
+from streamkit.strict import canonical
 
 Copied = Callable[[str], Path]
 NAMES = [

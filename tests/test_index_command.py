@@ -26,6 +26,7 @@ import streamkit
 import streamkit.native
 from streamkit import DamagedError, RefusedError, SourceError, StreamkitError, UsageError
 from streamkit.cli import main
+from streamkit.splits import Shard
 
 Loader = streamkit.Loader
 
@@ -588,7 +589,7 @@ def test_files_inside_the_dataset_s_own_folder_need_no_root(arrays: Path, strang
 @pytest.mark.parametrize("file", ["../a.h5", "/etc/passwd", "a/../../x", "a//b", "", ".", "a\\b", "a\nb"])
 def test_shard_names_stay_below_the_root(file: str) -> None:
     with pytest.raises(RefusedError):
-        streamkit.manifest.Shard(file, 1, 1, "")
+        Shard(file, 1, 1, "")
 
 
 def test_paths_are_stored_below_the_root(arrays: Path) -> None:

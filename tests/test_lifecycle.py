@@ -83,7 +83,10 @@ def test_a_killed_worker_of_pytorch_is_an_error_soon_and_leaves_no_process(made:
         started = time.monotonic()
         try:
             os.kill(first.pid, signal.SIGKILL)
-            list(stream)
+            try:
+                list(stream)
+            except OSError:
+                time.sleep(30)  # the dead worker's socket was met before the signal of its death, whose handler raises here
         except RuntimeError as error:
             said, took = str(error), time.monotonic() - started
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 import streamkit
 from streamkit.errors import DamagedError, FormatVersionError, RefusedError, StreamkitError, UsageError
-from streamkit.manifest import FORMAT_VERSION, MAX_NBYTES, Manifest, Shard, Split, canonical, plain_name
+from streamkit.manifest import FORMAT_VERSION, MAX_NBYTES, Manifest
 from streamkit.schema import Field, Schema
+from streamkit.splits import Shard, Split
+from streamkit.strict import canonical, plain_name
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=12)
 COUNT = st.integers(0, 2**53)

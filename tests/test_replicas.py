@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -35,14 +36,15 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def together(kind: str, out: Path, n_ranks: int = 2) -> list[dict[str, Any]]:
     """What each of `n_ranks` processes was given."""
-    with socket.socket() as free, socket.socket() as next_to_it:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-        next_to_it.bind(("localhost", port + 1))
+    with contextlib.ExitStack() as held:
+        free = [held.enter_context(socket.socket()) for _ in range(n_ranks)]
+        for each in free:
+            each.bind(("localhost", 0))
+        ports = ",".join(str(each.getsockname()[1]) for each in free)
     env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", "KERAS_BACKEND": "tensorflow"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), kind, str(out), str(port), str(rank), str(n_ranks)],
+            [sys.executable, str(SCRIPT), kind, str(out), ports, str(rank), str(n_ranks)],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

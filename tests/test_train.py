@@ -262,6 +262,18 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     assert line.startswith("train: --devices 2: Keras on PyTorch trains on one device. ")
 
 
+@pytest.mark.slow
+def test_two_devices_of_jax_train_as_one(images: Path) -> None:
+    """Two devices that XLA makes of one CPU: every global batch is the same, so the epochs' figures are."""
+    pytest.importorskip("jax")
+    options = ("--epochs", "2", "--batch-size", "8", "--norm", "group", "--model", "small_cnn", "--width", "0.25")
+    env = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    one, two = (lines(train(images, *options, "--devices", n, **env), VALIDATED + COST, 2) for n in "12")
+    for line, other in zip(one, two, strict=True):
+        assert loss(other) == pytest.approx(loss(line), rel=1e-3)
+        assert loss(other.split("val_")[1]) == pytest.approx(loss(line.split("val_")[1]), rel=1e-3)
+
+
 def test_help_shows_an_example() -> None:
     run = train("--help")
     assert run.returncode == 0

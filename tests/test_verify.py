@@ -23,6 +23,7 @@ from streamkit import native
 from streamkit.cli import main
 from streamkit.health import Report, scan
 from streamkit.manifest import Manifest
+from streamkit.strict import canonical
 
 
 def files_of(report: Report) -> list[str]:
@@ -179,9 +180,9 @@ def forge_digests(path: Path) -> None:
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             shard["digest"] = blake3.blake3((path / shard["file"]).read_bytes()).hexdigest()
-    text = streamkit.manifest.canonical(manifest)
+    text = canonical(manifest)
     manifest["dataset_id"] = blake3.blake3(text.encode()).hexdigest()
-    (path / "manifest.json").write_text(streamkit.manifest.canonical(manifest))
+    (path / "manifest.json").write_text(canonical(manifest))
     Manifest.load(path)
 
 

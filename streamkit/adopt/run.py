@@ -28,7 +28,7 @@ from streamkit.convert.journal import chunk_table, summarise
 from streamkit.convert.publish import statistics
 from streamkit.convert.work import file_digest, index_table
 from streamkit.errors import DamagedError, RefusedError, SourceError, UsageError
-from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest, Shard, Split
+from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.opening import OpenManifest
 from streamkit.payloads import Payloads
 from streamkit.reader import Reader
@@ -38,6 +38,7 @@ from streamkit.schema import Field, Schema
 from streamkit.sources import open_source
 from streamkit.sources.folder import ImageFolder
 from streamkit.sources.splits import SplitFolders
+from streamkit.splits import Shard, Split
 from streamkit.storage import os_error, replacing, sync_folder, write_atomic
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

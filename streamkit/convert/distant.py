@@ -27,11 +27,12 @@ from typing import Any
 from streamkit.convert.report import Report
 from streamkit.convert.staging import bring, held
 from streamkit.errors import BusyError, DamagedError, StreamkitError, UsageError
-from streamkit.manifest import FILE_NAME, Manifest, Shard
+from streamkit.manifest import FILE_NAME, Manifest
 from streamkit.remote.address import Address, is_remote, place
 from streamkit.remote.failures import Missing
 from streamkit.remote.sending import remove, upload, writable
 from streamkit.remote.transfer import download, listing
+from streamkit.splits import Shard
 from streamkit.storage import write_atomic
 
 _AT_ONCE = 4  # uploads under way; each of a large file goes in parts by itself

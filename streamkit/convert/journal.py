@@ -32,11 +32,13 @@ from streamkit.convert.lock import Lock
 from streamkit.convert.moments import summed
 from streamkit.errors import UsageError
 from streamkit.index import column, strings
-from streamkit.manifest import FILE_NAME, WORK_FOLDER, Shard, canonical
+from streamkit.manifest import FILE_NAME, WORK_FOLDER
 from streamkit.schema import Schema
 from streamkit.shards.record import Places
 from streamkit.sources.listing import BadItem, Ragged, values_bytes
+from streamkit.splits import Shard
 from streamkit.storage import replacing, write_atomic
+from streamkit.strict import canonical
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,10 @@ from streamkit.convert.journal import Journal, Part
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan
 from streamkit.convert.work import file_digest
-from streamkit.manifest import FILE_NAME, Manifest, SideFile, Split
+from streamkit.manifest import FILE_NAME, Manifest
 from streamkit.schema import Schema
 from streamkit.sources.listing import BadItem, Listing
+from streamkit.splits import SideFile, Split
 from streamkit.storage import replacing, sync_folder, write_atomic
 
 

@@ -25,10 +25,11 @@ from streamkit.convert.journal import Part, chunk_table, summarise, write_part
 from streamkit.convert.options import Options
 from streamkit.errors import ResourceError
 from streamkit.index import column, strings
-from streamkit.manifest import WORK_FOLDER, Shard
+from streamkit.manifest import WORK_FOLDER
 from streamkit.schema import Schema
 from streamkit.shards import Places, Record, shard_format
 from streamkit.sources.listing import BadItem, Ragged, Sample, Source
+from streamkit.splits import Shard
 from streamkit.storage import replacing
 
 _FACT_TYPES = {"width": np.int32, "height": np.int32, "channels": np.uint8, "orientation": np.uint8}

@@ -31,11 +31,12 @@ from streamkit.health.report import Problem, Report
 from streamkit.health.scan import Scan, scan
 from streamkit.index import Index
 from streamkit.loose import LooseFiles
-from streamkit.manifest import FILE_NAME, Manifest, Shard, Split
+from streamkit.manifest import FILE_NAME, Manifest
 from streamkit.native import BadRange
 from streamkit.remote.address import Address, place
 from streamkit.rooted import shards_root
 from streamkit.shards.tfrecord import read_records
+from streamkit.splits import Shard, Split
 
 Progress = Callable[[int], None]
 _MAGIC = {"tfrecord": b"", "hdf5": b"\x89HDF\r\n\x1a\n"}

@@ -19,11 +19,12 @@ import numpy as np
 from streamkit.codecs import image
 from streamkit.errors import DamagedError, RemoteError, StreamkitError
 from streamkit.health.report import Problem
-from streamkit.manifest import Manifest, Split
+from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
 from streamkit.reader import Reader
 from streamkit.remote.address import Address
 from streamkit.schema import Field
+from streamkit.splits import Split
 
 _ROWS_AT_ONCE = 64
 _SIDES = ("width", "height", "channels")

@@ -38,12 +38,13 @@ from streamkit.convert.work import file_digest
 from streamkit.errors import DamagedError
 from streamkit.health.check import Check
 from streamkit.health.report import Problem
-from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest, Shard, Split
+from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.payloads import Payloads
 from streamkit.reader import Reader
 from streamkit.schema import Schema
 from streamkit.shards import Record, shard_format
 from streamkit.sources.listing import BadItem
+from streamkit.splits import Shard, Split
 from streamkit.storage import replacing, write_atomic
 
 Ints = npt.NDArray[np.int64]

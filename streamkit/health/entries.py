@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from streamkit.errors import RefusedError, RemoteError, StreamkitError
 from streamkit.health.report import Problem
 from streamkit.index import Index
-from streamkit.manifest import Manifest, Split
+from streamkit.manifest import Manifest
 from streamkit.remote.address import Address
 from streamkit.schema import Field
+from streamkit.splits import Split
 
 Ints = npt.NDArray[np.int64]
 _KINDS = ("offset", "length", "crc32c")

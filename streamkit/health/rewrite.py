@@ -40,11 +40,12 @@ from streamkit.health.drop import without_damaged
 from streamkit.health.grown import check_tables, plan_there
 from streamkit.health.report import Problem
 from streamkit.index import ADOPT_AGAIN
-from streamkit.manifest import WORK_FOLDER, Manifest, Split
+from streamkit.manifest import WORK_FOLDER, Manifest
 from streamkit.remote.address import local_only
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
 from streamkit.sources import BadItem
+from streamkit.splits import Split
 from streamkit.storage import os_error, sync_folder
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from streamkit.errors import one_line
-from streamkit.manifest import Manifest, Split
+from streamkit.manifest import Manifest
 from streamkit.remote.address import Address, place
 from streamkit.reports import sampling
 from streamkit.reports.text import bar, human, schema_table, table
 from streamkit.schema import Field
+from streamkit.splits import Split
 
 _MAX_CLASSES = 30  # shown; the JSON has all
 _SIDES = ("width", "height")

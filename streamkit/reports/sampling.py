@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from streamkit.errors import DamagedError
 from streamkit.guard import mend
 from streamkit.index import Index, numpy_of
-from streamkit.manifest import Split
 from streamkit.order import Order
 from streamkit.remote.address import Address
+from streamkit.splits import Split
 
 MAX_ROWS = 1 << 18  # rows of the index that a report looks at; all of them in datasets up to this size
 _SEED = 0

@@ -1,0 +1,88 @@
+"""Facts of files that a stranger may have written: JSON within bounds, counts, names that lead nowhere else. Pure.
+
+>>> parse('{"a": [1, 2]}'), canonical({"b": 1, "a": 2})
+({'a': [1, 2]}, '{\\n "a": 2,\\n "b": 1\\n}\\n')
+>>> name_below("a/b.jpg"), count(3, "samples", "train")
+('a/b.jpg', 3)
+>>> plain_name("../a")
+Traceback (most recent call last):
+streamkit.errors.RefusedError: '../a' is not a plain file name. The manifest was tampered with.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from streamkit.errors import DamagedError, RefusedError
+
+MAX_DEPTH = 16
+
+
+def canonical(data: Any) -> str:
+    """JSON with sorted keys, ASCII only, one fact a line: equal data gives equal text."""
+    return json.dumps(data, sort_keys=True, ensure_ascii=True, indent=1, allow_nan=False) + "\n"
+
+
+def parse(text: str | bytes) -> Any:
+    """JSON, nested at most `MAX_DEPTH` deep, every key of an object once.
+
+    Raises:
+        RefusedError: nested deeper.
+        ValueError: no JSON.
+    """
+    too_deep = RefusedError(f"it is nested deeper than {MAX_DEPTH}")
+    try:
+        data = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except RecursionError:
+        raise too_deep from None
+    if _is_deep(data, MAX_DEPTH):
+        raise too_deep
+    return data
+
+
+def plain_name(name: Any) -> str:
+    """`name` if it names a file directly inside the dataset folder; RefusedError otherwise."""
+    bad = not isinstance(name, str) or not name or name in (".", "..") or any(c in name for c in "/\\:%\0")
+    if bad or len(name) > 255 or not name.isprintable():
+        raise RefusedError(f"{str(name)[:80]!r} is not a plain file name", hint="The manifest was tampered with.")
+    return str(name)
+
+
+def name_below(name: Any) -> str:
+    """`name` if it is a relative path, with "/", that stays below where it begins; RefusedError otherwise."""
+    parts = name.split("/") if isinstance(name, str) else [""]
+    bad = any(part in ("", ".", "..") or len(part) > 255 or not part.isprintable() for part in parts)
+    if bad or "\\" in name:
+        raise RefusedError(f"{str(name)[:80]!r} is no path below a folder", hint="The manifest was tampered with.")
+    return str(name)
+
+
+def count(value: Any, what: str, where: str) -> int:
+    """`value` if it is a whole number from 0 on that 63 bits hold; DamagedError otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise DamagedError(f"{what} of {where} is {str(value)[:40]!r}, expected a count")
+    return value
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` if it is an object; TypeError otherwise."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{str(value)[:40]!r} is no object")
+    return value
+
+
+def _is_deep(value: Any, left: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left == 0 or any(_is_deep(item, left - 1) for item in inner if isinstance(item, (dict, list)))
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a key stands twice")
+    return out
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
