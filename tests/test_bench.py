@@ -24,7 +24,7 @@ from streamkit.errors import UsageError
 from streamkit.loader import Loader
 from streamkit.reports.advice import Change, decibels, gain
 from streamkit.reports.bench import as_text, bench, conclusion, simulation, write_html
-from streamkit.reports.cluster import Cluster, simulate
+from streamkit.reports.cluster import REQUEST_S, Cluster, simulate
 from streamkit.reports.limits import jpeg_rate, memcpy_rate, read_rate
 from streamkit.reports.stages import STAGES, per_item
 
@@ -211,14 +211,15 @@ def test_the_model_refuses(text: str, said: str) -> None:
 
 def played(cluster: Cluster, n: int, nbytes: float, cpu: float) -> float:
     """Samples a second of one node, request by request on a simulated clock: slots wait `latency`, then share one link,
-    then one decoder. Nothing of the model's formula is in it."""
+    then one client, then one decoder. Nothing of the model's formula is in it."""
     slots = [0.0] * cluster.in_flight
-    link = decoder = 0.0
+    link = client = decoder = 0.0
     for _ in range(n):
         begun = heapq.heappop(slots)
         link = max(link, begun + cluster.latency) + nbytes / cluster.bandwidth
         heapq.heappush(slots, link)
-        decoder = max(decoder, link) + 1 / cpu
+        client = max(client, link) + REQUEST_S
+        decoder = max(decoder, client) + 1 / cpu
     return n / decoder
 
 

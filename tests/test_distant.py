@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -154,9 +153,6 @@ def test_what_is_wrong_is_said_with_the_address(tmp_path: Path, many_photos: Pat
         given = {"source": many_photos, "out": "memory://w/out", "format": "tfrecord", "workers": 1} | options
         with pytest.raises(kind, match=said):
             streamkit.convert(**given)
-    upload(
-        tmp_path.joinpath("x").parent / next(iter(os.listdir(many_photos))), Address("memory://w/full/x")
-    ) if 0 else None
     put(many_photos / "bird", "memory://w/full")
     with pytest.raises(UsageError, match="memory://w/full: the output is not empty"):
         streamkit.convert(many_photos, "memory://w/full", format="tfrecord", workers=1)

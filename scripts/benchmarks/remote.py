@@ -2,7 +2,8 @@
 
 A server of its own process answers byte ranges by HTTP after a wait, and gives all clients together a fixed bandwidth.
 What it gives is measured by plain parallel downloads of whole shards; the loader's figure is the payload of a whole epoch
-by the time from its first batch asked for to its last.
+by the time from its first batch asked for to its last. Beside shuffled reading stands what `streamkit bench --simulate`
+says of one such node.
 """
 
 from __future__ import annotations
@@ -33,20 +34,26 @@ _CHUNK = 1 << 16
 def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
     """Measure every sample size, order and bandwidth `rounds` times."""
     import streamkit
+    from streamkit.reports.cluster import Cluster, simulate
 
-    points = []
+    points: list[dict[str, Any]] = []
     for name, (nbytes, n) in _SAMPLES.items():
         source, out = work / f"remote-{nbytes}.npy", work / f"remote-{nbytes}"
         n_scaled = max(512, int(n * scale))
         np.save(source, np.random.default_rng(0).integers(0, 256, (n_scaled, nbytes), np.uint8))
         streamkit.convert(source, out, format="tfrecord", compression="none", shard_size="32MB")
         source.unlink()
+        here = _samples_per_s(streamkit.Loader(out, batch_size=64))
         for rate in RATES:
             with _server(out, rate) as url:
                 gives = _gives(url, out)
                 for order in ("shuffled", "shuffled, empty cache_dir", "stored order"):
                     found = [_delivered(url, order, work / "cache") for _ in range(rounds)]
-                    points.append({"samples": name, "order": order, "gives": gives, "loader": median(found)})
+                    point = {"samples": name, "order": order, "gives": gives, "loader": median(found)}
+                    if order == "shuffled":
+                        node = Cluster(nodes=1, bandwidth=gives * 1e6, latency=LATENCY_S, batch=64)
+                        point["model"] = simulate(node, n_scaled, nbytes, 0, here)["samples_per_s"] * nbytes / 1e6
+                    points.append(point)
     return {"task": "remote", "latency_s": LATENCY_S, "points": points}
 
 
@@ -55,12 +62,15 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"### {TITLE}",
         "",
-        "| samples | order | server gives [MB/s] | loader [MB/s] | share |",
-        "|---|---|---|---|---|",
+        "| samples | order | server gives [MB/s] | loader [MB/s] | share | the model says [MB/s] |",
+        "|---|---|---|---|---|---|",
     ]
     for p in result["points"]:
         share = p["loader"] / p["gives"]
-        lines.append(f"| {p['samples']} | {p['order']} | {p['gives']:.0f} | {p['loader']:.0f} | {share:.2f} |")
+        model = f"{p['model']:.0f}" if "model" in p else ""
+        lines.append(
+            f"| {p['samples']} | {p['order']} | {p['gives']:.0f} | {p['loader']:.0f} | {share:.2f} | {model} |"
+        )
     return "\n".join(lines)
 
 
@@ -86,6 +96,14 @@ def _delivered(url: str, order: str, cache: Path) -> float:
     started = time.perf_counter()
     nbytes = sum(batch.nbytes for batch in loader)
     return nbytes / (time.perf_counter() - started) / 1e6
+
+
+def _samples_per_s(loader: Any) -> float:
+    """Of an epoch over files of this machine, the second one."""
+    for _ in range(2):
+        started = time.perf_counter()
+        n = sum(len(batch) for batch in loader)
+    return n / (time.perf_counter() - started)
 
 
 @contextlib.contextmanager

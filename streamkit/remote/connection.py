@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import threading
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from streamkit.remote.address import Address
 
 Got = TypeVar("Got")
 
-MAX_REQUESTS = 96  # under way at once, of all threads together, for each server
+MAX_REQUESTS = 256  # under way at once, of all threads together, for each server
 
 _PACKAGES = {
     "s3": "s3fs",
@@ -54,7 +55,7 @@ class Connection:
         from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 
         try:
-            fs: Any = fsspec.core.url_to_fs(address.url)[0]
+            fs: Any = fsspec.core.url_to_fs(address.url, **_options(address.scheme))[0]
         except ImportError:
             package = _PACKAGES.get(address.scheme, address.scheme)
             raise UsageError(
@@ -66,7 +67,7 @@ class Connection:
             raise UsageError(f"{address.scheme}:// is no address that fsspec knows", path=address) from None
         self.wrapped = not fs.async_impl
         self.fs: Any = AsyncFileSystemWrapper(fs, asynchronous=True) if self.wrapped else fs
-        self.width = 1 if self.wrapped else MAX_REQUESTS
+        self.width = 1 if self.wrapped else _width()
         self.gate = asyncio.Semaphore(self.width)
 
     @classmethod
@@ -81,6 +82,31 @@ class Connection:
     def path(self, address: Address) -> str:
         """The address as the file system names it."""
         return str(self.fs._strip_protocol(address.url))
+
+
+def _width() -> int:
+    """Requests under way at once: each needs a descriptor, and this process needs others."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAX_REQUESTS if allowed == resource.RLIM_INFINITY else max(8, min(MAX_REQUESTS, allowed // 4))
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """What makes a client library hold as many connections as requests may be under way; by themselves they hold 100
+    (aiohttp) or 10 (botocore)."""
+    from fsspec.config import conf
+
+    if scheme in ("http", "https"):
+        return {"get_client": _client, **conf.get(scheme, {})}
+    if scheme in ("s3", "s3a"):
+        said = conf.get(scheme, {})
+        return {**said, "config_kwargs": {"max_pool_connections": _width(), **said.get("config_kwargs", {})}}
+    return {}
+
+
+async def _client(**options: Any) -> Any:
+    import aiohttp
+
+    return aiohttp.ClientSession(**{"connector": aiohttp.TCPConnector(limit=_width()), **options})
 
 
 def wait_for(work: Coroutine[Any, Any, Got]) -> Got:

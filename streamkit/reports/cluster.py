@@ -5,11 +5,13 @@ is taken to be as fast as it is asked. With s stored bytes a sample, a node's sa
 
     link       bandwidth / s
     requests   in_flight / (latency + s / bandwidth)        Source: Little's law
+    client     1 / (CPU time of a request)                  one thread of Python sends and receives them all
     CPU        what the loader reaches on this machine
 
 and all nodes step together, each with batch / nodes samples. A cold start is: the manifest (one latency), the index (one
 latency and its bytes), and the first batch (its rounds of requests, its bytes, its decoding). Every node reads the whole
-index; an epoch reads every sample once. Stragglers, retries, and limits of the storage are not in the model.
+index; an epoch reads every sample once. Stragglers, retries, and limits of the storage are not in the model. Beside
+measured runs of one node, over HTTP: `scripts/benchmark --tasks remote`.
 
     >>> cluster = Cluster.parse("nodes=4,bandwidth=8Gbit,latency=50ms,batch=64,in_flight=10")
     >>> found = simulate(cluster, n_samples=6400, sample_nbytes=100_000, index_nbytes=0, cpu_samples_per_s=5000)
@@ -26,9 +28,11 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from streamkit.errors import UsageError
+from streamkit.remote.connection import MAX_REQUESTS
 from streamkit.reports.text import human, table
 from streamkit.units import size
 
+REQUEST_S = 0.34e-3  # CPU time of a request over HTTP, measured on AMD EPYC at 3 GHz with aiohttp 3.13; s3fs takes more
 _EXAMPLE = "nodes=64,bandwidth=10Gbit,latency=30ms,batch=1024"
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 
@@ -41,7 +45,7 @@ class Cluster:
     bandwidth: float
     latency: float
     batch: int
-    in_flight: int = 64
+    in_flight: int = MAX_REQUESTS
 
     def __post_init__(self) -> None:
         if min(self.nodes, self.batch, self.in_flight) < 1 or self.bandwidth <= 0 or self.latency < 0:
@@ -63,7 +67,7 @@ class Cluster:
         unknown = set(words) - {"nodes", "bandwidth", "latency", "batch", "in_flight"}
         if missing or unknown:
             named = f"{sorted(unknown)[0]!r} is not known" if unknown else f"{sorted(missing)[0]} is missing"
-            raise UsageError(f"of the cluster, {named}", hint=f"Write {_EXAMPLE}[,in_flight=64].")
+            raise UsageError(f"of the cluster, {named}", hint=f"Write {_EXAMPLE}[,in_flight={MAX_REQUESTS}].")
         whole = {name: _whole(name, words[name]) for name in ("nodes", "batch", "in_flight") if name in words}
         return cls(bandwidth=_bandwidth(words["bandwidth"]), latency=_latency(words["latency"]), **whole)
 
@@ -105,6 +109,7 @@ def simulate(
     limits = {
         "link": cluster.bandwidth / sample_nbytes,
         "requests": cluster.in_flight / (cluster.latency + sample_nbytes / cluster.bandwidth),
+        "client": 1 / REQUEST_S,
         "CPU": float(cpu_samples_per_s),
     }
     bound = min(limits, key=lambda name: limits[name])
