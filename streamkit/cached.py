@@ -25,11 +25,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from streamkit.blocks import BLOCK_NBYTES, BlockName, Blocks, Claim, wait_until
-from streamkit.far import Bytes, FarFiles, Part
+from streamkit.far import Bytes, FarFiles
 from streamkit.remote import patience
 from streamkit.remote.address import Address
 from streamkit.splits import Shard
-from streamkit.storage import Files
+from streamkit.storage import Part
 
 _AT_ONCE = 8  # blocks of one call that are in memory together
 
@@ -146,15 +146,15 @@ def _part(file: str, number: int, pieces: Sequence[_Piece]) -> Part:
     return Part(file, starts + number * BLOCK_NBYTES, lengths, places, None)
 
 
-def files_of(
-    where: Path | Address,
+def far_files(
+    where: Address,
     missing: str,
     folder: Path | Address,
     dataset_id: str,
     blocks: Blocks | None,
     shards: Sequence[Shard],
-) -> Files | FarFiles:
-    """The files of a dataset's shards.
+) -> FarFiles:
+    """The files of a dataset's shards on a server.
 
     Args:
         where: the folder that they lie in.
@@ -164,8 +164,6 @@ def files_of(
         blocks: keep what comes from a server there.
         shards: all that lie there.
     """
-    if isinstance(where, Path):
-        return Files(where, missing)
     dataset = (folder, dataset_id) if isinstance(folder, Address) else None
     if blocks is not None:
         return CachedFiles(where, missing, dataset, blocks, {s.file: (s.digest, s.nbytes) for s in shards})

@@ -18,7 +18,7 @@ import json
 import random
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,20 +33,11 @@ from streamkit.remote.address import Address
 from streamkit.remote.failures import Missing
 from streamkit.remote.ranges import Wanted, read_ranges
 from streamkit.remote.transfer import read, size
+from streamkit.storage import Part
 
 Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 _SAME = 3  # equal wrong answers after which the server is believed to hold just that
-
-
-class Part(NamedTuple):
-    """Ranges of one file: name, offsets, lengths and places in memory [B], int64 (n,); sums, uint32 (n,), or None."""
-
-    name: str
-    offsets: Ints
-    lengths: Ints
-    places: Ints
-    crcs: npt.NDArray[np.uint32] | None
 
 
 class FarFiles:

@@ -24,13 +24,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streamkit import native
+from streamkit.atomic import os_error
 from streamkit.errors import DamagedError, RefusedError
-from streamkit.far import FarFiles, Part
 from streamkit.index import ADOPT_AGAIN, Index
 from streamkit.native import BadRange
 from streamkit.remote.address import Address
 from streamkit.sources.listing import path_of
-from streamkit.storage import open_for_reading, os_error
+from streamkit.storage import Part, open_for_reading
 
 Ints = npt.NDArray[np.int64]
 
@@ -72,7 +72,7 @@ class LooseFiles:
         """
         start = np.zeros(1, np.int64)
         if isinstance(self.root, Address):
-            self._read_far(FarFiles(self.root, ADOPT_AGAIN), rows, lengths, memory, places, crcs)
+            self._read_far(self.root, rows, lengths, memory, places, crcs)
             return
         for i, row in enumerate(rows.tolist()):
             path = self.root / self._name(row)
@@ -94,11 +94,13 @@ class LooseFiles:
             finally:
                 os.close(fd)
 
-    def _read_far(self, files: FarFiles, rows: Ints, lengths: Ints, memory: Any, places: Ints, crcs: Any) -> None:
+    def _read_far(self, root: Address, rows: Ints, lengths: Ints, memory: Any, places: Ints, crcs: Any) -> None:
+        from streamkit.far import FarFiles  # here, as what talks to servers takes 25 ms to import
+
         ones = [slice(i, i + 1) for i in range(len(rows))]
         names = [self._name(row) for row in rows.tolist()]
         start = np.zeros(1, np.int64)
-        files.read_parts(
+        FarFiles(root, ADOPT_AGAIN).read_parts(
             [
                 Part(name, start, lengths[one], places[one], None if crcs is None else crcs[one])
                 for name, one in zip(names, ones, strict=True)

@@ -35,8 +35,6 @@ from streamkit.errors import (
 )
 from streamkit.guard import regular_file
 from streamkit.remote.address import Address, place
-from streamkit.remote.failures import Missing
-from streamkit.remote.transfer import read
 from streamkit.schema import Schema
 from streamkit.splits import SideFile, Split
 from streamkit.strict import canonical, count, mapping, plain_name
@@ -252,6 +250,9 @@ def _read_here(root: Path, file: Path) -> bytes:
 
 def _read_far(file: Address) -> bytes:
     """The bytes of a manifest on a server."""
+    from streamkit.remote.failures import Missing  # here, as what talks to servers takes 25 ms to import
+    from streamkit.remote.transfer import read
+
     try:
         return read(file, MAX_NBYTES, lambda data: "" if data.lstrip()[:1] == b"{" else "the answer is no manifest")
     except Missing:

@@ -17,17 +17,16 @@ import math
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from streamkit import native
 from streamkit.blocks import Blocks
-from streamkit.cached import files_of
 from streamkit.chunks import Slabs, grid, slab_nbytes
 from streamkit.errors import DamagedError, RefusedError
-from streamkit.far import FarFiles, Part
 from streamkit.guard import mend
 from streamkit.index import ADOPT_AGAIN, Index, check_column
 from streamkit.loose import LooseFiles
@@ -37,7 +36,10 @@ from streamkit.readplan import ReadPlan
 from streamkit.remote.address import Address, place
 from streamkit.schema import Field
 from streamkit.splits import Split
-from streamkit.storage import Maps, available_memory
+from streamkit.storage import Files, Maps, Part, available_memory
+
+if TYPE_CHECKING:
+    from streamkit.far import FarFiles
 
 MAX_RANGE_NBYTES = 1 << 30
 Ints = npt.NDArray[np.int64]
@@ -81,7 +83,7 @@ class Reader:
         self.root, self.manifest, self.split = place(root), manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
         where = self.root if shards_root is None else place(shards_root)
-        self.files = files_of(where, self._again, self.root, manifest.dataset_id, blocks, split.shards)
+        self.files = self._files(where, blocks)
         self.index = Index(self.root / split.index, split.samples, split.index_digest)
         self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
         self.lenient, self._blocks = lenient, blocks
@@ -94,6 +96,14 @@ class Reader:
             weakref.proxy(self), chunk_budget_nbytes
         )  # a circle would keep descriptors until it is collected
         self._chunk_budget_nbytes = chunk_budget_nbytes
+
+    def _files(self, where: Path | Address, blocks: Blocks | None) -> Files | FarFiles:
+        """The shards that lie in a folder, of this machine or on a server."""
+        if isinstance(where, Path):
+            return Files(where, self._again)
+        from streamkit.cached import far_files  # here, as what talks to servers takes 25 ms to import
+
+        return far_files(where, self._again, self.root, self.manifest.dataset_id, blocks, self.split.shards)
 
     def _load(self) -> None:
         names = [n for f in self.fields if f.is_payload for n in _range_names(f, self.index)]
@@ -120,7 +130,7 @@ class Reader:
     def _check_sizes(self) -> bool:
         """True when every shard has the size that the manifest says; else DamagedError, unless lenient."""
         fits = True
-        later = self.loose is not None or isinstance(self.files, FarFiles)  # a million files are looked at when read
+        later = self.loose is not None or not isinstance(self.files, Files)  # a million files are looked at when read
         for shard in () if later else self.split.shards:
             try:
                 size = self.files.size(shard.file)
@@ -174,15 +184,16 @@ class Reader:
     def _map(self, limit_nbytes: int | None) -> Maps | None:
         """Shards that fit in the page cache are mapped; larger splits would thrash there, so they are read by position."""
         limit = available_memory() // 2 if limit_nbytes is None else limit_nbytes
+        files = self.files
         if (
-            isinstance(self.files, FarFiles)
+            not isinstance(files, Files)
             or self.loose is not None
             or not native.available()
             or self.split.nbytes > limit
         ):
             return None
         try:
-            return Maps(self.files, [shard.file for shard in self.split.shards])
+            return Maps(files, [shard.file for shard in self.split.shards])
         except OSError:
             return None  # no address space left (ulimit -v): positional reads need none
 
@@ -212,21 +223,16 @@ class Reader:
                 self._maps.read(self._shard_of(rows), offsets, lengths, memory, places, crcs)
                 return
             plan = ReadPlan.of(rows, self.shard_starts, offsets).shards
-            if isinstance(self.files, FarFiles):
-                part = np.concatenate([slots for _, slots in plan]) if plan else rows
-                names = [self.split.shards[shard].file for shard, _ in plan]
-                some = [(offsets[s], lengths[s], places[s], crcs[s]) for _, s in plan]
-                self.files.read_parts([Part(n, *ranges) for n, ranges in zip(names, some, strict=True)], memory)
-                return
-            for shard, slots in plan:
-                part = slots  # numbers of BadRange count within the shard
-                file = self.split.shards[shard].file
-                self.files.read(file, offsets[slots], lengths[slots], memory, places[slots], crcs[slots])
+            files = [self.split.shards[shard].file for shard, _ in plan]
+            parts = [
+                Part(file, offsets[s], lengths[s], places[s], crcs[s]) for file, (_, s) in zip(files, plan, strict=True)
+            ]
+            self.files.read_parts(parts, memory)
         except BadRange as bad:
-            i = bad.i if self._maps is not None or self.loose is not None else int(part[bad.i])
+            i = bad.i
+            if self._maps is None and self.loose is None:  # it counts in the plan's order
+                i = int(np.concatenate([slots for _, slots in plan])[i])
             raise self.damaged(int(rows[i]), bad.reason) from None
-        except DamagedError as error:  # the whole shard is missing
-            raise self.damaged(int(rows[part[0]]), error.what) from None
 
     def _shard_of(self, rows: Ints) -> Ints:
         if len(self.split.shards) == 1:

@@ -1,8 +1,9 @@
-"""Files: positional reads of checked ranges through few descriptors, and writes that appear whole or not at all.
+"""Files of a folder: positional reads of checked ranges through few descriptors, or from where they are mapped.
 
 >>> import tempfile, pathlib
 >>> folder = pathlib.Path(tempfile.mkdtemp())
->>> write_atomic(folder / "a.bin", b"0123456789")
+>>> (folder / "a.bin").write_bytes(b"0123456789")
+10
 >>> memory = np.empty(4, np.uint8)
 >>> Files(folder).read("a.bin", np.array([2, 6]), np.array([2, 2]), memory, np.array([0, 2]), None)
 >>> bytes(memory)
@@ -15,24 +16,35 @@ import errno
 import os
 import resource
 import threading
-import uuid
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from streamkit import native
-from streamkit.errors import DamagedError, RefusedError, ResourceError, StreamkitError
+from streamkit.atomic import os_error
+from streamkit.errors import DamagedError, RefusedError
 from streamkit.forking import anew_in_children
 from streamkit.guard import mend, regular_file
+from streamkit.native import BadRange
 
 MAX_OPEN = 32  # descriptors held by one Files; a dataset of 10,000 shards must work under `ulimit -n 64`
 Ints = npt.NDArray[np.int64]
+
+
+class Part(NamedTuple):
+    """Ranges of one file: name, offsets, lengths and places in memory [B], int64 (n,); sums, uint32 (n,), or None."""
+
+    name: str
+    offsets: Ints
+    lengths: Ints
+    places: Ints
+    crcs: npt.NDArray[np.uint32] | None
 
 
 class Files:
@@ -77,6 +89,23 @@ class Files:
                 native.read(fd, offsets, lengths, memory, places, crcs)
             except OSError as error:
                 raise os_error(error, self.root / name) from error
+
+    def read_parts(self, parts: Sequence[Part], memory: npt.NDArray[np.uint8]) -> None:
+        """Read ranges of several files; `BadRange.i` counts over all parts.
+
+        Raises:
+            BadRange: a range is cut short or its crc32c differs, or its file is missing.
+            ResourceError: the system refused to read it.
+        """
+        first = 0
+        for part in parts:
+            try:
+                self.read(part.name, part.offsets, part.lengths, memory, part.places, part.crcs)
+            except BadRange as bad:
+                raise BadRange(first + bad.i, bad.reason) from None
+            except DamagedError as error:
+                raise BadRange(first, error.what) from None
+            first += len(part.offsets)
 
     @contextmanager
     def _lease(self, name: str) -> Iterator[int]:
@@ -201,82 +230,3 @@ def open_for_reading(path: Path, missing: str | None = None) -> int:
 
 def _missing(path: Path, hint: str | None) -> DamagedError:
     return DamagedError("this shard is missing", path=path, shard=path.name, hint=hint or mend(path.parent))
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file under a temporary name; on success fsync it and rename it to `path`, else remove it."""
-    final = Path(path)
-    temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:12]}")
-    try:
-        yield temporary
-        fd = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(temporary, final)
-        sync_folder(final.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise os_error(error, final) from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a small file whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """fsync a folder, so that a rename in it survives a power cut."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-_REASONS = {
-    errno.ENOSPC: ("no space left on the device", "Free space, then run the same command again: it continues."),
-    errno.EDQUOT: ("the disk quota is used up", "Free space, then run the same command again: it continues."),
-    errno.EFBIG: ("the file would be larger than allowed", "Raise the limit (ulimit -f) or lower --shard-size."),
-    errno.EACCES: ("permission denied", "Give this user access to it."),
-    errno.EPERM: ("operation not permitted", "Give this user access to it."),
-    errno.EROFS: ("the file system is read-only", "Choose another output folder."),
-    errno.EMFILE: ("too many open files", "Raise the limit (ulimit -n)."),
-}
-
-
-def os_error(error: OSError, path: str | os.PathLike[str]) -> StreamkitError:
-    """The ResourceError that says what the operating system refused, and what to do."""
-    what, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), "Check the disk, then run it again."))
-    if error.errno == errno.EFBIG and (limit := resource.getrlimit(resource.RLIMIT_FSIZE)[0]) >= 0:
-        what = f"{what} ({limit} bytes)"
-    if error.errno == errno.ENOSPC:
-        what = _full(Path(path)) or what
-    return ResourceError(what, path=path, hint=hint)
-
-
-def _full(path: Path) -> str | None:
-    """What a full device lacks, and how much is left."""
-    there = next((folder for folder in path.absolute().parents if folder.exists()), None)
-    if there is None:
-        return None
-    facts = os.statvfs(there)
-    free, mount = device(there)
-    if facts.f_files and not facts.f_favail:
-        return f"no inodes left at {mount}, of which every file takes one"
-    return f"no space left on the device: {free} bytes are free at {mount}"
-
-
-def device(path: Path) -> tuple[int, Path]:
-    """Bytes that this user may still write where `path` lies, and where that is mounted."""
-    facts = os.statvfs(path)
-    mount = path.absolute()
-    while not mount.is_mount() and mount != mount.parent:
-        mount = mount.parent
-    return facts.f_bavail * facts.f_frsize, mount

@@ -23,10 +23,11 @@ class Served(http.server.ThreadingHTTPServer):
         always: file name -> fault of every request for it.
         asked: (file, range or "") of every request so far.
         latency_s: before every answer [s].
-        n_most: requests that waited for their answers at once, at most.
+        together: where given, requests are answered when so many wait.
     """
 
     daemon_threads = True
+    request_queue_size = 256
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -35,7 +36,7 @@ class Served(http.server.ThreadingHTTPServer):
         self.always: dict[str, str] = {}
         self.asked: list[tuple[str, str]] = []
         self.latency_s = 0.0
-        self.n_waiting = self.n_most = 0
+        self.together: threading.Barrier | None = None
         self.lock = threading.Lock()
         self.ended = threading.Event()
 
@@ -66,12 +67,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         name = self.path.partition("?")[0].lstrip("/")
         span = self.headers.get("Range", "")
         self.server.asked.append((name, span))
-        with self.server.lock:
-            self.server.n_waiting += 1
-            self.server.n_most = max(self.server.n_most, self.server.n_waiting)
         time.sleep(self.server.latency_s)
-        with self.server.lock:
-            self.server.n_waiting -= 1
+        if self.server.together is not None:
+            self.server.together.wait(20)
         fault, _, detail = self.server.fault(name.rpartition("/")[2]).partition(":")
         if fault.isdigit():
             self._send(int(fault), b"<Error>no</Error>", {"Retry-After": detail} if detail else {})

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from streamkit.atomic import os_error
 from streamkit.codecs.sniff import looks_like
 from streamkit.errors import RefusedError, SourceError, UsageError
 from streamkit.shards.example import BadExample, is_sequence
 from streamkit.shards.tfrecord import begins_a_record
 from streamkit.sources.splits import SPLIT_OF_FOLDER
-from streamkit.storage import os_error
 from streamkit.strict import name_below
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"

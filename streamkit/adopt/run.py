@@ -20,6 +20,7 @@ import numpy as np
 from streamkit import index
 from streamkit.adopt.named import Named, named_files, record_files
 from streamkit.adopt.part import Part, Wishes
+from streamkit.atomic import os_error, replacing, sync_folder, write_atomic
 from streamkit.codecs.image import MAX_PIXELS
 from streamkit.convert.encode import final_schema
 from streamkit.convert.executor import Progress
@@ -39,7 +40,6 @@ from streamkit.sources import open_source
 from streamkit.sources.folder import ImageFolder
 from streamkit.sources.splits import SplitFolders
 from streamkit.splits import Shard, Split
-from streamkit.storage import os_error, replacing, sync_folder, write_atomic
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 

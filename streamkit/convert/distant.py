@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from streamkit.atomic import write_atomic
 from streamkit.convert.report import Report
 from streamkit.convert.staging import bring, held
 from streamkit.errors import BusyError, DamagedError, StreamkitError, UsageError
@@ -33,7 +34,6 @@ from streamkit.remote.failures import Missing
 from streamkit.remote.sending import remove, upload, writable
 from streamkit.remote.transfer import download, listing
 from streamkit.splits import Shard
-from streamkit.storage import write_atomic
 
 _AT_ONCE = 4  # uploads under way; each of a large file goes in parts by itself
 

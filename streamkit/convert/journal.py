@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streamkit.atomic import replacing, write_atomic
 from streamkit.convert.lock import Lock
 from streamkit.convert.moments import summed
 from streamkit.errors import UsageError
@@ -37,7 +38,6 @@ from streamkit.schema import Schema
 from streamkit.shards.record import Places
 from streamkit.sources.listing import BadItem, Ragged, values_bytes
 from streamkit.splits import Shard
-from streamkit.storage import replacing, write_atomic
 from streamkit.strict import canonical
 
 

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from streamkit.atomic import sync_folder
 from streamkit.convert.lock import Lock
 from streamkit.convert.options import Options
 from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
-from streamkit.storage import sync_folder
 
 
 def check_paths(src: Path, out: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from streamkit import index
+from streamkit.atomic import replacing, sync_folder, write_atomic
 from streamkit.convert import moments
 from streamkit.convert.append import Before
 from streamkit.convert.duplicates import COLUMN
@@ -33,7 +34,6 @@ from streamkit.manifest import FILE_NAME, Manifest
 from streamkit.schema import Schema
 from streamkit.sources.listing import BadItem, Listing
 from streamkit.splits import SideFile, Split
-from streamkit.storage import replacing, sync_folder, write_atomic
 
 
 def source_facts(listing: Listing) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from streamkit.atomic import replacing
 from streamkit.errors import UsageError
 from streamkit.sources import BadItem, Source
-from streamkit.storage import replacing
 
 
 def folder_of(out: Path) -> Path:

@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from streamkit.atomic import device
 from streamkit.errors import ResourceError
-from streamkit.storage import device
 
 
 def need_writable(out: Path) -> None:

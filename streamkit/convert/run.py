@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from streamkit.atomic import os_error, sync_folder
 from streamkit.codecs import image
 from streamkit.convert.anywhere import anywhere
 from streamkit.convert.append import Before
@@ -34,7 +35,6 @@ from streamkit.convert.writing import Writing, bad_items
 from streamkit.errors import BusyError, SourceError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.sources import BadItem, Source
-from streamkit.storage import os_error, sync_folder
 
 
 @anywhere

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import blake3
 
+from streamkit.atomic import os_error
 from streamkit.errors import BusyError, UsageError
 from streamkit.remote.address import Address
 from streamkit.remote.failures import Missing
 from streamkit.remote.http import HTTP
 from streamkit.remote.transfer import download, listing, size
-from streamkit.storage import os_error
 
 _AT_ONCE = 16  # files on their way
 

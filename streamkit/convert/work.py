@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from streamkit.atomic import replacing
 from streamkit.convert.duplicates import COLUMN, content_column, content_digest
 from streamkit.convert.encode import IMAGE_FACTS, Encoder
 from streamkit.convert.journal import Part, chunk_table, summarise, write_part
@@ -30,7 +31,6 @@ from streamkit.schema import Schema
 from streamkit.shards import Places, Record, shard_format
 from streamkit.sources.listing import BadItem, Ragged, Sample, Source
 from streamkit.splits import Shard
-from streamkit.storage import replacing
 
 _FACT_TYPES = {"width": np.int32, "height": np.int32, "channels": np.uint8, "orientation": np.uint8}
 

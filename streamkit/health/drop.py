@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkit import index
+from streamkit.atomic import replacing, write_atomic
 from streamkit.codecs.array import to_bytes
 from streamkit.convert.journal import chunk_table
 from streamkit.convert.output import swap
@@ -45,7 +46,6 @@ from streamkit.schema import Schema
 from streamkit.shards import Record, shard_format
 from streamkit.sources.listing import BadItem
 from streamkit.splits import Shard, Split
-from streamkit.storage import replacing, write_atomic
 
 Ints = npt.NDArray[np.int64]
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from streamkit import index
+from streamkit.atomic import os_error, sync_folder
 from streamkit.convert.append import Before
 from streamkit.convert.items import Items, find_items
 from streamkit.convert.journal import Journal, Part
@@ -46,7 +47,6 @@ from streamkit.schema import Schema
 from streamkit.shards import shard_format
 from streamkit.sources import BadItem
 from streamkit.splits import Split
-from streamkit.storage import os_error, sync_folder
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from streamkit.atomic import write_atomic
 from streamkit.errors import UsageError, one_line
 from streamkit.loader import Loader
 from streamkit.manifest import Manifest
@@ -35,7 +36,6 @@ from streamkit.reports.page import page
 from streamkit.reports.stages import Size, stage_seconds
 from streamkit.reports.text import bar, human, table
 from streamkit.rooted import shards_root
-from streamkit.storage import write_atomic
 
 DEFAULT_SIZE = (224, 224)
 _MIN_BATCHES = 200

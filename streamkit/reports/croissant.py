@@ -25,13 +25,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streamkit.atomic import write_atomic
 from streamkit.errors import DamagedError
 from streamkit.guard import mend
 from streamkit.index import Index
 from streamkit.manifest import Manifest
 from streamkit.remote.address import local_only
 from streamkit.splits import Split
-from streamkit.storage import write_atomic
 
 FILE_NAME = "croissant.json"
 _CONTEXT = {

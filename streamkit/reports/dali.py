@@ -22,12 +22,12 @@ from pathlib import Path
 
 from crc32c import crc32c
 
+from streamkit.atomic import write_atomic
 from streamkit.errors import DamagedError, UsageError
 from streamkit.guard import mend
 from streamkit.manifest import Manifest
 from streamkit.remote.address import local_only
 from streamkit.shards.tfrecord import masked
-from streamkit.storage import write_atomic
 
 _HEAD = struct.Struct("<QI")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from streamkit.atomic import write_atomic
 from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import Manifest
 from streamkit.remote.address import local_only
@@ -26,7 +27,6 @@ from streamkit.reports.info import info
 from streamkit.reports.page import page
 from streamkit.reports.samples import read
 from streamkit.schema import Schema
-from streamkit.storage import write_atomic
 
 N_SAMPLES = 300
 _N_POINTS = 1500

@@ -13,8 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from streamkit.atomic import write_atomic
 from streamkit.reports.page import page
-from streamkit.storage import write_atomic
 
 _MAX_POINTS = 1000  # of memory over time; a run of days has more readings than a screen has pixels
 

@@ -15,10 +15,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from streamkit.atomic import write_atomic
 from streamkit.errors import one_line
 from streamkit.manifest import Manifest
 from streamkit.schema import Field
-from streamkit.storage import write_atomic
 from streamkit.strict import canonical
 
 _PACKAGE = "tensorflow_datasets.core.features"

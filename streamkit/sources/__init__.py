@@ -21,6 +21,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from streamkit.atomic import os_error
 from streamkit.errors import SourceError, UsageError
 from streamkit.sources.folder import ArrayFolder, Found, ImageFolder, TextFolder, scan
 from streamkit.sources.listing import BadItem, Listing, Sample, Source, key_of, path_of
@@ -31,7 +32,6 @@ from streamkit.sources.scenes import scene_folder
 from streamkit.sources.splits import SplitFolders, split_folders
 from streamkit.sources.table import TABLE_EXTENSIONS, Table, folder_table
 from streamkit.sources.tars import tar_source
-from streamkit.storage import os_error
 
 __all__ = ["BadItem", "Listing", "Sample", "Source", "open_source"]
 

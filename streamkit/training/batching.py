@@ -20,8 +20,8 @@ from typing import Any
 import blake3
 import keras
 
+from streamkit.atomic import replacing
 from streamkit.errors import ResourceError
-from streamkit.storage import replacing
 from streamkit.training import peaks
 from streamkit.training.monitor import host_nbytes
 

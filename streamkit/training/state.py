@@ -32,8 +32,8 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.atomic import os_error, replacing
 from streamkit.errors import DamagedError, FormatVersionError, UsageError
-from streamkit.storage import os_error, replacing
 
 FILE_NAME = "state.npz"
 _VERSION = 1
