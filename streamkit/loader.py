@@ -267,7 +267,9 @@ class Loader(Stream):
             len(self),
             self.num_workers,
             self.memory_budget,
-            scratch_nbytes(payloads, self._reader.columns, self.batch_size or 1, maker.pictures.max_pixels),
+            scratch_nbytes(
+                payloads, self._reader.columns, self.batch_size or 1, maker.pictures.max_pixels, self._reader.is_far
+            ),
             max(self._budget // 4, (1 + self.num_workers) * max(slabs)) if slabs else 0,
             ragged=any(None in spec.shape for spec in maker.specs.values()),
         )

@@ -92,9 +92,8 @@ class Reader:
         self._check_ranges()
         self._maps = self._map(map_limit_nbytes) if sizes_fit else None  # a range may leave a file that was cut
         self._map_limit_nbytes = map_limit_nbytes
-        self._slabs = Slabs(
-            weakref.proxy(self), chunk_budget_nbytes
-        )  # a circle would keep descriptors until it is collected
+        # A circle would keep descriptors until it is collected.
+        self._slabs = Slabs(weakref.proxy(self), chunk_budget_nbytes)
         self._chunk_budget_nbytes = chunk_budget_nbytes
 
     def _files(self, where: Path | Address, blocks: Blocks | None) -> Files | FarFiles:
@@ -104,6 +103,11 @@ class Reader:
         from streamkit.cached import far_files  # here, as what talks to servers takes 25 ms to import
 
         return far_files(where, self._again, self.root, self.manifest.dataset_id, blocks, self.split.shards)
+
+    @property
+    def is_far(self) -> bool:
+        """Whether the shards lie on a server."""
+        return not isinstance(self.files, Files)
 
     def _load(self) -> None:
         names = [n for f in self.fields if f.is_payload for n in _range_names(f, self.index)]
@@ -130,7 +134,7 @@ class Reader:
     def _check_sizes(self) -> bool:
         """True when every shard has the size that the manifest says; else DamagedError, unless lenient."""
         fits = True
-        later = self.loose is not None or not isinstance(self.files, Files)  # a million files are looked at when read
+        later = self.loose is not None or self.is_far  # a million files are looked at when read
         for shard in () if later else self.split.shards:
             try:
                 size = self.files.size(shard.file)
@@ -223,15 +227,12 @@ class Reader:
                 self._maps.read(self._shard_of(rows), offsets, lengths, memory, places, crcs)
                 return
             plan = ReadPlan.of(rows, self.shard_starts, offsets).shards
-            files = [self.split.shards[shard].file for shard, _ in plan]
-            parts = [
-                Part(file, offsets[s], lengths[s], places[s], crcs[s]) for file, (_, s) in zip(files, plan, strict=True)
-            ]
+            shards = self.split.shards
+            parts = [Part(shards[i].file, offsets[s], lengths[s], places[s], crcs[s]) for i, s in plan]
             self.files.read_parts(parts, memory)
         except BadRange as bad:
-            i = bad.i
-            if self._maps is None and self.loose is None:  # it counts in the plan's order
-                i = int(np.concatenate([slots for _, slots in plan])[i])
+            in_order = self._maps is None and self.loose is None  # the number counts in the plan's order
+            i = int(np.concatenate([slots for _, slots in plan])[bad.i]) if in_order else bad.i
             raise self.damaged(int(rows[i]), bad.reason) from None
 
     def _shard_of(self, rows: Ints) -> Ints:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from streamkit.errors import UsageError
 from streamkit.remote.address import is_remote
+from streamkit.remote.requests import GAP_NBYTES
 from streamkit.schema import Field, Schema
 from streamkit.units import whole
 from streamkit.view import Spec
@@ -108,7 +109,7 @@ class Sizing:
 
 
 def scratch_nbytes(
-    fields: Iterable[Field], columns: Mapping[str, npt.NDArray[Any]], batch: int, max_pixels: int
+    fields: Iterable[Field], columns: Mapping[str, npt.NDArray[Any]], batch: int, max_pixels: int, far: bool = False
 ) -> int:
     """What making a batch takes besides the batch [B]: its stored bytes, and what is decoded before it fits.
 
@@ -117,6 +118,7 @@ def scratch_nbytes(
         columns: of the index.
         batch: samples a batch.
         max_pixels: of the largest picture there is.
+        far: from a server: near ranges come together, with the gaps between them.
     """
     total = 0
     for field in fields:
@@ -126,6 +128,8 @@ def scratch_nbytes(
             total += stored + 4 * max_pixels
         elif lengths is not None and (field.encoding != "raw" or not field.fixed):
             total += stored * (1 + _USUAL_RATIO.get(field.encoding, 1))
+        if far:
+            total += stored + batch * GAP_NBYTES
     return total
 
 

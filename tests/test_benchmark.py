@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmarks import child, conversion, data, growth, measure, plot, remote, report, tasks
+from benchmarks import child, conversion, data, growth, measure, plot, remote, report, streaming, tasks
 from benchmarks.contenders import NAMES
 from benchmarks.tasks import TASKS, Target
 from converting import ROOT
@@ -206,3 +206,11 @@ def test_the_share_of_a_server_s_bandwidth_is_measured_and_shown(
     result = remote.run(tmp_path, rounds=1, scale=1)
     assert len(result["points"]) == 3 and all(p["loader"] > 0 < p["gives"] for p in result["points"])
     assert remote.table(result).count("| 1 KB |") == 3
+
+
+@pytest.mark.slow
+def test_what_shuffling_and_opening_cost_is_measured_and_shown(tmp_path: Path) -> None:
+    result = streaming.run(None, tmp_path, rounds=1, scale=0.01)
+    assert result["rows"] == 100_000 and result["open_s"] > 0
+    shown = streaming.table(result)
+    assert shown.count("shuffled over storage order") == 4 and "open 100,000 rows" in shown

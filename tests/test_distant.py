@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from converting import class_folders
+from converting import class_folders, python
 from serving import AWS
 
 import streamkit
@@ -67,6 +68,44 @@ def test_from_s3_to_s3_gives_the_bytes_of_a_conversion_here(
     assert streamkit.verify(out, full=True).ok
     with pytest.raises(UsageError, match="holds another dataset"):
         streamkit.convert(source, out, **options | {"seed": 9})
+
+
+CONVERTING = """
+import os, pathlib, signal, sys
+import streamkit
+from streamkit.convert import distant
+send, left = distant.upload, int(sys.argv[3])
+def upload(path, address, **options):
+    global left
+    left -= 1
+    if left == 0 and path.name != "manifest.json":  # half of this file is there when the process dies
+        half = pathlib.Path(sys.argv[4])
+        half.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        path = half
+    done = send(path, address, **options)
+    if left <= 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+distant.upload = upload
+streamkit.convert(sys.argv[1], sys.argv[2], format="tfrecord", workers=1, shard_size="4KB")
+"""
+
+
+@pytest.mark.parametrize("n_sent", [1, 4, -1])
+def test_killed_while_sending_and_run_again(s3: str, tmp_path: Path, _staging: Path, n_sent: int) -> None:
+    """kill -9 in the first upload, a later one, and right behind the manifest: nobody sees a dataset before it is whole,
+    and the next run ends with the bytes of an undisturbed one, whatever half a file lies there."""
+    raw = class_folders(tmp_path / "raw", {"a": 16})
+    streamkit.convert(raw, tmp_path / "whole", format="tfrecord", workers=1, shard_size="4KB")
+    whole = files_in(tmp_path / "whole")
+    out, n = f"s3://data/killed-{n_sent}", n_sent if n_sent > 0 else len(whole)
+    run = python(CONVERTING, raw, out, n, tmp_path / "half")
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    there = listing(Address(out))
+    assert ("manifest.json" in there) == (n_sent < 0)
+    streamkit.convert(raw, out, format="tfrecord", workers=1, shard_size="4KB")
+    assert files_at(out) == whole
+    assert not left(_staging)
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "hdf5"])

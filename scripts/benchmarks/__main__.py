@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import conversion, growth, measure, remote, report
+from benchmarks import conversion, growth, measure, remote, report, streaming
 from benchmarks.contenders import NAMES
 from benchmarks.environments import ROOT
 from benchmarks.tasks import TASKS, chosen
@@ -25,6 +25,7 @@ OTHERS: dict[str, Any] = {
     "conversion": conversion,
     "growth": growth,
     "remote": remote,
+    "streaming": streaming,
 }  # tasks that no peer takes part in
 
 
@@ -83,6 +84,8 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
                 result = conversion.run(args.data, work, args.rounds, args.scale)
             elif name == "remote":
                 result = remote.run(work, args.rounds, args.scale)
+            elif name == "streaming":
+                result = streaming.run(args.data, work, args.rounds, args.scale)
             else:
                 result = measure.run(TASKS[name], contenders, args.data, work, args.rounds, args.scale)
                 if TASKS[name].data not in {TASKS[later].data for later in names[i + 1 :] if later in TASKS}:

@@ -53,7 +53,7 @@ def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
     """The result, as it is saved: for each axis [size, microseconds of CPU a sample], and for open [rows, seconds]."""
     begun = os.getloadavg()[0]
     made = {
-        "rows": [(n, _rows(work, n)) for n in _sizes(ROWS, scale, N_REAL)],
+        "rows": [(n, repeated(work, n)) for n in _sizes(ROWS, scale, N_REAL)],
         "shards": [(n, _shards(work, n, int(N_FIXED * max(scale, 0.1)))) for n in _sizes(SHARDS, scale, 1)],
         "classes": [(n, _classes(work, n, int(N_FIXED * max(scale, 0.1)))) for n in CLASSES],
     }
@@ -84,7 +84,7 @@ def _child(out: Path) -> list[float]:
     return list(json.loads(done.stdout))
 
 
-def _convert(work: Path, name: str, n: int, n_classes: int = 10) -> Path:
+def converted(work: Path, name: str, n: int, n_classes: int = 10) -> Path:
     """A TFRecord dataset of n rows float32 (32, 32) in one or few shards."""
     import streamkit
 
@@ -97,9 +97,9 @@ def _convert(work: Path, name: str, n: int, n_classes: int = 10) -> Path:
     return out
 
 
-def _rows(work: Path, n: int) -> Path:
+def repeated(work: Path, n: int) -> Path:
     """One shard of N_REAL rows whose index says n."""
-    out = _convert(work, f"rows-{n}", N_REAL)
+    out = converted(work, f"rows-{n}", N_REAL)
     split = _split(out)
     table = _index(out, split)
     _replace(out, split, (table for _ in range(n // N_REAL)), [dataclasses.replace(split.shards[0], samples=n)])
@@ -110,7 +110,7 @@ def _shards(work: Path, n: int, n_rows: int) -> Path:
     """n copies of one shard of n_rows / n rows."""
     import pyarrow as pa
 
-    out = _convert(work, f"shards-{n}", n_rows // n)
+    out = converted(work, f"shards-{n}", n_rows // n)
     split = _split(out)
     table, first = _index(out, split), split.shards[0]
     at = table.column_names.index("shard")
@@ -123,7 +123,7 @@ def _shards(work: Path, n: int, n_rows: int) -> Path:
 
 
 def _classes(work: Path, n: int, n_rows: int) -> Path:
-    return _convert(work, f"classes-{n}", n_rows, n)
+    return converted(work, f"classes-{n}", n_rows, n)
 
 
 def _split(out: Path) -> Any:

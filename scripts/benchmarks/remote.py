@@ -27,7 +27,7 @@ TITLE = "share of a server's bandwidth at 50 ms a request"
 LATENCY_S = 0.05
 RATES = (20, 60, 125)  # [MB/s]
 TARGET = 0.8
-_SAMPLES = {"110 KB": (110_000, 4_000), "16 KB": (16_384, 24_000)}  # bytes a sample, samples
+_SAMPLES = {"110 KB": (110_000, 2_000), "16 KB": (16_384, 12_000)}  # bytes a sample, samples
 _CHUNK = 1 << 16
 
 

@@ -191,7 +191,7 @@ def chosen(names: str) -> list[str]:
     >>> chosen("R1,memory")
     ['R1', 'memory-5000', 'memory-20000', 'memory-80000']
     """
-    every = [*TASKS, "conversion", "remote", "growth"]
+    every = [*TASKS, "conversion", "remote", "streaming", "growth"]
     if names == "all":
         return every
     found = []

@@ -12,6 +12,7 @@ from typing import Any
 _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 _ALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers that no length follows
 _ORIENTATION, _SHORT = 0x0112, 3
+_SMALL_NBYTES = 1 << 14
 
 
 def jpeg_orientation(data: Any) -> int | None:
@@ -22,6 +23,8 @@ def jpeg_orientation(data: Any) -> int | None:
 
     Source: ISO/IEC 10918-1, B.1.1; Exif 2.3, 4.5.2 and 4.6.2.
     """
+    if len(data) <= _SMALL_NBYTES and b"Exif\0\0" not in bytes(data):
+        return 1  # a tenth of the time of walking over the markers, which of a small file is most of all
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]

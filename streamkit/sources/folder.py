@@ -92,21 +92,26 @@ def scan(root: str | os.PathLike[str]) -> Found:
     return found
 
 
+# Extension -> the list of `Found` that takes such files.
+_KINDS = dict.fromkeys(EXTENSIONS, "images") | {".npy": "arrays", ".txt": "texts"}
+_KINDS |= dict.fromkeys(RECORD_EXTENSIONS, "records")
+
+
 def _sort_in(found: Found, entry: os.DirEntry[str], path: str, top: str) -> None:
-    if entry.is_symlink() and os.path.isdir(entry.path):
+    is_link = entry.is_symlink()
+    if is_link and os.path.isdir(entry.path):
         leaves = not os.path.realpath(entry.path).startswith(top + os.sep)
         found.bad.append(BadItem(key_of(path), "a link to a folder, which is not followed", refused=leaves))
         return
     dot = entry.name.rfind(".")
     extension = entry.name[dot:].lower() if dot > 0 else ""
-    kinds = {".npy": found.arrays, ".txt": found.texts} | dict.fromkeys(RECORD_EXTENSIONS, found.records)
-    kind = found.images if extension in EXTENSIONS else kinds.get(extension)
-    if kind is None or (kind is found.texts and _is_note(path)):
+    kind = _KINDS.get(extension)
+    if kind is None or (kind == "texts" and _is_note(path)):
         found.others[extension] += 1
         return
-    bad = found.bad if kind is found.images or kind is found.arrays else found.beside
+    bad = found.bad if kind in ("images", "arrays") else found.beside
     key = key_of(path)
-    if entry.is_symlink():
+    if is_link:
         target = os.path.realpath(entry.path)
         if not os.path.exists(target):
             bad.append(BadItem(key, "a link to nothing"))
@@ -118,7 +123,7 @@ def _sort_in(found: Found, entry: os.DirEntry[str], path: str, top: str) -> None
     if not stat.S_ISREG(facts.st_mode):
         found.notices.append(f"{key} is no regular file and was left")
         return
-    kind.append((key, facts.st_size))
+    getattr(found, kind).append((key, facts.st_size))
 
 
 def _is_note(path: str) -> bool:
