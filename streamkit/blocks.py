@@ -66,7 +66,8 @@ class Blocks:
         self.folder = self.parent / f"streamkit-{os.getuid()}"
         self._lock = threading.Lock()
         self._added = limit_nbytes  # bytes added since the folder was last measured; measured before the first is
-        self.usable = self._make()
+        self.usable = True
+        self._make()
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str] | None, limit: int | str | None) -> Blocks | None:
@@ -75,22 +76,24 @@ class Blocks:
             return None
         return cls(folder, LIMIT_NBYTES if limit is None else size(limit))
 
-    def _make(self) -> bool:
-        """Make the folder; False, with one warning, where that is not possible or it is another user's."""
+    def _make(self) -> None:
+        """Make the folder; where that is not possible or it is another user's, it is not usable."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             facts = os.lstat(self.folder)
             if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and os.access(self.folder, os.W_OK):
-                return True
+                return
             reason = "it is not this user's"
         except OSError as error:
             reason = (error.strerror or str(error)).lower()
         self._give_up(reason)
-        return False
 
     def _give_up(self, reason: str) -> None:
-        self.usable = False
-        _log.warning("%s: nothing is cached there: %s", self.parent, reason)
+        """Cache nothing from now on, with one warning, however many threads find out at once."""
+        with self._lock:
+            known, self.usable = not self.usable, False
+        if not known:
+            _log.warning("%s: nothing is cached there: %s", self.parent, reason)
 
     def _path(self, name: BlockName) -> Path:
         return self.folder / name.digest[:2] / f"{name.digest}-{BLOCK_NBYTES}-{name.number}"

@@ -307,6 +307,62 @@ def test_no_room_for_a_cache_is_one_warning(
     assert [r.getMessage().partition(": ")[2] for r in caplog.records] == ["nothing is cached there: not a directory"]
 
 
+FULL = """
+import logging, subprocess, sys, numpy as np, streamkit
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24k", "tmpfs", sys.argv[3]], check=True)
+here, there = (
+    [images for images, _ in streamkit.Loader(path, image_size=(8, 8), **options)]
+    for path, options in ((sys.argv[1], {}), (sys.argv[2], {"cache_dir": sys.argv[3], "num_workers": 8}))
+)
+print(all(np.array_equal(a, b) for a, b in zip(here, there, strict=True)))
+"""
+
+
+def alone(kind: str, script: str, *args: Any) -> str:
+    """What a script prints in a namespace of its own: "m" for mounts, "n" for the network."""
+    if subprocess.run(["unshare", f"-r{kind}", "true"], capture_output=True).returncode:
+        pytest.skip("namespaces need a kernel that lets this user make them")
+    run = subprocess.run(
+        ["unshare", f"-r{kind}", sys.executable, "-c", script, *map(str, args)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.fault(69)
+def test_a_full_disk_under_the_cache_is_one_warning(server: Served, photo_set: Path, tmp_path: Path) -> None:
+    """24 KB hold a part of the shards; eight threads find out about the others."""
+    said = alone("m", FULL, photo_set, server.url, tmp_path).splitlines()
+    assert said == [f"{tmp_path}: nothing is cached there: no space left on device", "True"]
+
+
+LOST = """
+import json, sys, time, streamkit
+from streamkit.remote import patience
+patience.PATIENCE = patience.Patience(n_tries=4, total_s=6.0, answer_s=2.0, first_wait_s=0.01, longest_wait_s=0.05)
+for address in sys.argv[1:]:
+    started = time.monotonic()
+    try:
+        streamkit.open(address)
+    except streamkit.StreamkitError as error:
+        print(json.dumps([error.exit_code, str(error), time.monotonic() - started]))
+"""
+
+
+@pytest.mark.fault(63)
+def test_without_a_network_the_address_and_the_tries_are_said() -> None:
+    """No name server answers, and no host does."""
+    addresses = ["http://streamkit.invalid/set", "http://192.0.2.1/set"]
+    found = [json.loads(line) for line in alone("n", LOST, *addresses).splitlines()]
+    assert [code for code, _, _ in found] == [6, 6]
+    for address, (_, said, seconds) in zip(addresses, found, strict=True):
+        assert said.startswith(f"{address}/manifest.json: ") and "tried 4 times" in said and seconds < 15
+
+
 FILLING = """
 import sys, numpy as np, streamkit
 from streamkit.remote import patience
