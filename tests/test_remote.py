@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.compute as pc
 import pytest
@@ -209,6 +210,24 @@ def test_what_is_no_dataset_is_said_without_waiting(server: Served, tmp_path: Pa
         streamkit.open("nosuch://somewhere/x")
     with pytest.raises(RemoteError, match=r"127\.0\.0\.1:1/x/manifest\.json"):
         streamkit.open("http://127.0.0.1:1/x")
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("AuthenticationException", "access was denied. Check the credentials"), ("SSHException", "SSHException: no")],
+)
+def test_a_client_that_cannot_connect_is_a_remote_error(name: str, said: str) -> None:
+    """sftp connects when its file system is made."""
+    failure = type(name, (Exception,), {"__module__": "paramiko.ssh_exception"})
+
+    class Connecting(fsspec.AbstractFileSystem):
+        def __init__(self, **_: Any) -> None:
+            raise failure("no")
+
+    fsspec.register_implementation("connecting", Connecting, clobber=True)
+    with pytest.raises(RemoteError, match=rf"connecting://\*\*\*@host/x/manifest\.json: {said}") as caught:
+        streamkit.open("connecting://me:secret@host/x")
+    assert "secret" not in str(caught.value)
 
 
 def test_what_needs_a_folder_here_says_so(server: Served) -> None:

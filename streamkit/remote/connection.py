@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 from streamkit.errors import UsageError
 from streamkit.remote.address import Address
+from streamkit.remote.failures import failure_of
+from streamkit.remote.patience import final_error
 
 Got = TypeVar("Got")
 
@@ -65,6 +67,11 @@ class Connection:
             if "rotocol" not in str(error):
                 raise
             raise UsageError(f"{address.scheme}:// is no address that fsspec knows", path=address) from None
+        except Exception as error:  # sftp connects here
+            failure = failure_of(error)
+            if failure.kind == "bug":
+                raise
+            raise final_error(address, failure) from None
         self.wrapped = not fs.async_impl
         self.fs: Any = AsyncFileSystemWrapper(fs, asynchronous=True) if self.wrapped else fs
         self.width = 1 if self.wrapped else _width()

@@ -58,7 +58,9 @@ def failure_of(error: BaseException) -> Failure:
         return _of_status(status, headers)
     if isinstance(error, FileNotFoundError):
         return Failure("missing", "there is no such file")
-    if isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+    if isinstance(error, PermissionError) or any(
+        word in type(error).__name__ for word in ("Credential", "Authentication")
+    ):
         return Failure("denied", "access was denied")
     if isinstance(error, TimeoutError):
         return Failure("again", "it did not answer in time")

@@ -91,17 +91,15 @@ async def persist(address: Address, ask: Callable[[], Awaitable[Got]], gate: asy
         await asyncio.sleep(wait_s)
 
 
-def final_error(address: Address, failure: Failure, n_failed: int, spent_s: float) -> RemoteError:
+def final_error(address: Address, failure: Failure, n_failed: int = 1, spent_s: float = 0.0) -> RemoteError:
     """The error that ends the tries."""
     if failure.kind == "denied":
         hint = _CREDENTIALS.get(_FAMILY.get(address.scheme, address.scheme), "Check the credentials and their expiry.")
         return RemoteError(failure.text, path=address, hint=hint)
     if failure.kind == "refused":
         return RemoteError(failure.text, path=address, hint="Check the address.")
-    tried = f"tried {n_failed} times in {spent_s:.0f} s"
-    return RemoteError(
-        f"{failure.text}; {tried}", path=address, hint="Check the network and the server, then try again."
-    )
+    tried = f"; tried {n_failed} times in {spent_s:.0f} s" if n_failed > 1 else ""
+    return RemoteError(f"{failure.text}{tried}", path=address, hint="Check the network and the server, then try again.")
 
 
 _FAMILY = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az", "ssh": "sftp"}
