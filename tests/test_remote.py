@@ -279,6 +279,45 @@ def test_s3_has_a_connection_for_every_request() -> None:
     pytest.importorskip("s3fs")
     there = Connection.of(Address("s3://bucket/x"))
     assert there.fs.config_kwargs["max_pool_connections"] == there.width >= 8
+    assert Connection.of(Address("s3://other/x")).gate is there.gate, "they share the connections"
+
+
+def test_what_the_user_configured_and_asked_for_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("s3fs")
+    from fsspec.config import conf
+
+    style = {"s3": {"addressing_style": "path"}}
+    monkeypatch.setitem(conf, "s3", {"config_kwargs": style})
+    monkeypatch.setenv("STREAMKIT_MAX_REQUESTS", "20")
+    for scheme in ("s3", "s3a"):
+        there = Connection(Address(f"{scheme}://mine/x"))
+        assert there.fs.config_kwargs == {"max_pool_connections": 20} | style and there.width == 20
+    monkeypatch.setenv("STREAMKIT_MAX_REQUESTS", "many")
+    with pytest.raises(UsageError, match="STREAMKIT_MAX_REQUESTS is 'many', expected a whole number"):
+        Connection(Address("s3://mine/x"))
+
+
+WITHOUT = """
+import sys, streamkit
+sys.modules[sys.argv[1]] = None
+try:
+    streamkit.open(sys.argv[2])
+except streamkit.UsageError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "package, address, install",
+    [
+        ("fsspec", "http://h/x", "'streamkit[remote]'"),
+        ("s3fs", "s3://b/x", "'streamkit[s3]'"),
+        ("gcsfs", "gs://b/x", "gcsfs"),
+    ],
+)
+def test_a_package_that_is_missing_is_named(package: str, address: str, install: str) -> None:
+    run = python(WITHOUT, package, address)
+    assert run.stdout.endswith(f"needs a package that is not installed. Run `pip install {install}`.\n"), run.stderr
 
 
 # The cache

@@ -25,21 +25,17 @@ from streamkit.remote.patience import final_error
 
 Got = TypeVar("Got")
 
-MAX_REQUESTS = 256  # under way at once, of all threads together, for each server
+MAX_REQUESTS = 256  # under way at once, of all threads together, for each kind of server
+_VARIABLE = "STREAMKIT_MAX_REQUESTS"
 
-_PACKAGES = {
-    "s3": "s3fs",
-    "s3a": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "az": "adlfs",
-    "abfs": "adlfs",
-    "abfss": "adlfs",
-}
-_PACKAGES |= {"http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko"}
+# What `pip install` makes of a scheme that is not known yet.
+_PACKAGES = dict.fromkeys(("s3", "s3a"), "'streamkit[s3]'") | dict.fromkeys(("http", "https"), "'streamkit[remote]'")
+_PACKAGES |= dict.fromkeys(("gs", "gcs"), "gcsfs") | dict.fromkeys(("az", "abfs", "abfss"), "adlfs")
+_PACKAGES |= dict.fromkeys(("sftp", "ssh"), "'streamkit[remote]' paramiko")
 
 _lock = threading.Lock()
 _open: dict[str, Connection] = {}
+_gates: dict[Any, asyncio.Semaphore] = {}
 
 
 class Connection:
@@ -48,21 +44,25 @@ class Connection:
     Attributes:
         fs: fsspec's file system, asynchronous.
         wrapped: True where it is a synchronous one in threads.
-        width: requests that may be under way at once.
+        width: requests that may be under way at once, on all connections of one file system (fsspec shares it between
+            buckets, and between hosts of HTTP).
         gate: holds them to that.
+
+    Raises:
+        UsageError: a package is missing, or nothing knows the scheme.
+        RemoteError: it connects at once, and cannot.
     """
 
     def __init__(self, address: Address) -> None:
-        import fsspec
-        from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
-
         try:
-            fs: Any = fsspec.core.url_to_fs(address.url, **_options(address.scheme))[0]
+            from fsspec.core import url_to_fs
+            from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
+
+            fs: Any = url_to_fs(address.url, **_options(address.scheme))[0]
         except ImportError:
             package = _PACKAGES.get(address.scheme, address.scheme)
-            raise UsageError(
-                f"{address.scheme}:// needs the package {package}", path=address, hint=f"Run `pip install {package}`."
-            ) from None
+            needs = f"{address.scheme}:// needs a package that is not installed"
+            raise UsageError(needs, path=address, hint=f"Run `pip install {package}`.") from None
         except ValueError as error:
             if "rotocol" not in str(error):
                 raise
@@ -75,7 +75,7 @@ class Connection:
         self.wrapped = not fs.async_impl
         self.fs: Any = AsyncFileSystemWrapper(fs, asynchronous=True) if self.wrapped else fs
         self.width = 1 if self.wrapped else _width()
-        self.gate = asyncio.Semaphore(self.width)
+        self.gate = _gates.setdefault(fs, asyncio.Semaphore(self.width))
 
     @classmethod
     def of(cls, address: Address) -> Connection:
@@ -93,21 +93,25 @@ class Connection:
 
 def _width() -> int:
     """Requests under way at once: each needs a descriptor, and this process needs others."""
+    said = os.environ.get(_VARIABLE, str(MAX_REQUESTS))
+    if not said.isdecimal() or int(said) == 0:
+        raise UsageError(f"{_VARIABLE} is {said!r}, expected a whole number above 0")
     allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MAX_REQUESTS if allowed == resource.RLIM_INFINITY else max(8, min(MAX_REQUESTS, allowed // 4))
+    return int(said) if allowed == resource.RLIM_INFINITY else min(int(said), max(8, allowed // 4))
 
 
 def _options(scheme: str) -> dict[str, Any]:
     """What makes a client library hold as many connections as requests may be under way; by themselves they hold 100
-    (aiohttp) or 10 (botocore)."""
-    from fsspec.config import conf
+    (aiohttp) or 10 (botocore). What the user's fsspec configuration says goes before."""
+    from fsspec import get_filesystem_class
+    from fsspec.config import apply_config
 
+    if scheme not in ("http", "https", "s3", "s3a"):
+        return {}
+    said = apply_config(get_filesystem_class(scheme), {})
     if scheme in ("http", "https"):
-        return {"get_client": _client, **conf.get(scheme, {})}
-    if scheme in ("s3", "s3a"):
-        said = conf.get(scheme, {})
-        return {**said, "config_kwargs": {"max_pool_connections": _width(), **said.get("config_kwargs", {})}}
-    return {}
+        return {"get_client": said.get("get_client", _client)}
+    return {"config_kwargs": {"max_pool_connections": _width(), **said.get("config_kwargs", {})}}
 
 
 async def _client(**options: Any) -> Any:
@@ -140,4 +144,4 @@ async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         raise
 
 
-os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock(), _open={}))
+os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock(), _open={}, _gates={}))
