@@ -249,5 +249,20 @@ def test_the_model_s_sums(large: Path) -> None:
 def test_one_node_without_a_network_is_the_measured_run(large: Path) -> None:
     found = bench(large, image_size=(64, 64), **QUICK)
     alone = simulation(large, found, Cluster(1, 1e15, 0.0, 32))
-    assert alone["bound"] == "CPU"
-    assert alone["samples_per_s"] == found["loader"]
+    assert alone["node_samples_per_s"]["CPU"] == found["loader"]
+    assert alone["samples_per_s"] == min(found["loader"], 1 / REQUEST_S)
+
+
+def test_a_chunk_is_one_request_of_the_model(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((2000, 16), np.float32))
+    streamkit.convert(tmp_path / "x.npy", tmp_path / "out", format="hdf5", compression="gzip", workers=1)
+    found = simulation(tmp_path / "out", {"split": "train", "loader": 1e4}, Cluster(1, 1e9, 0.05, 64))
+    assert found["samples_per_s"] > 100 * found["requests_per_s"]
+
+
+def test_samples_that_share_chunks_share_requests() -> None:
+    cluster = Cluster(1, 125e6, 0.05, 256)
+    alone, shared = (simulate(cluster, 50_000, 3000, 0, 1e5, share) for share in (1.0, 1 / 256))
+    assert alone["bound"] == "client" and shared["bound"] == "link"
+    assert shared["samples_per_s"] == pytest.approx(125e6 / 3000)
+    assert shared["requests_per_s"] == pytest.approx(shared["samples_per_s"] / 256)

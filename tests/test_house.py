@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from converting import ROOT, class_folders, python
 
@@ -153,6 +154,8 @@ def test_converting_and_reading_import_no_framework(tmp_path: Path, format: str)
     script = f"import streamkit; streamkit.convert(sys.argv[1], sys.argv[2], format={format!r}, workers=1)"
     script += "; assert len([*streamkit.Loader(sys.argv[2], image_size=(8, 8))]) == 1"
     found = modules_after(script, source, tmp_path / "out")
+    if int(pa.__version__.split(".")[0]) < 26:  # older ones import pandas, if there is one, when they look at a list
+        found -= {"pandas"}
     assert not found & {"tensorflow", "keras", "torch", "jax", "tensorflow_datasets", "pandas", "asyncio", "fsspec"}
 
 

@@ -73,6 +73,7 @@ class Connection:
                 raise
             raise final_error(address, failure) from None
         self.wrapped = not fs.async_impl
+        self._plain = fs  # the wrapper knows no protocol of its own before fsspec 2026.9
         self.fs: Any = AsyncFileSystemWrapper(fs, asynchronous=True) if self.wrapped else fs
         self.width = 1 if self.wrapped else _width()
         self.gate = _gates.setdefault(fs, asyncio.Semaphore(self.width))
@@ -88,7 +89,7 @@ class Connection:
 
     def path(self, address: Address) -> str:
         """The address as the file system names it."""
-        return str(self.fs._strip_protocol(address.url))
+        return str(self._plain._strip_protocol(address.url))
 
 
 def _width() -> int:

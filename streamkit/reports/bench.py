@@ -23,6 +23,7 @@ import numpy as np
 
 from streamkit.atomic import write_atomic
 from streamkit.errors import UsageError, one_line
+from streamkit.index import Index
 from streamkit.loader import Loader
 from streamkit.manifest import Manifest
 from streamkit.order import Order
@@ -196,9 +197,13 @@ def _limits(
 
 def simulation(path: str | os.PathLike[str], found: Mapping[str, Any], model: Cluster) -> dict[str, Any]:
     """The cluster model for a dataset that was measured: its sizes, and this machine's loader as the CPU of each node."""
-    split = Manifest.load(path).split(found["split"])
+    manifest = Manifest.load(path)
+    split = manifest.split(found["split"])
     index_nbytes = (Path(path) / split.index).stat().st_size
-    return simulate(model, split.samples, split.nbytes / split.samples, index_nbytes, found["loader"])
+    requests = float(any(field.chunk_rows is None for field in manifest.schema.payloads))
+    if split.chunks is not None:  # each comes once, for all the samples in it
+        requests += Index(Path(path) / split.chunks, None, split.chunks_digest).n_rows / split.samples
+    return simulate(model, split.samples, split.nbytes / split.samples, index_nbytes, found["loader"], requests)
 
 
 def write_html(path: str | os.PathLike[str], found: Mapping[str, Any]) -> None:

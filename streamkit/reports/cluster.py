@@ -1,11 +1,12 @@
 """A model of a cluster that trains from object storage: throughput, cold start, egress. Arithmetic, nothing is measured here.
 
-A node fetches each sample with one range request, `in_flight` of them at a time, over a link of its own; the storage itself
-is taken to be as fast as it is asked. With s stored bytes a sample, a node's samples/s are the smallest of
+A node fetches each sample with one range request, or a chunk with all its samples, `in_flight` of them at a time, over a
+link of its own; the storage itself is taken to be as fast as it is asked. With s stored bytes and r requests a sample, a
+node's samples/s are the smallest of
 
     link       bandwidth / s
-    requests   in_flight / (latency + s / bandwidth)        Source: Little's law
-    client     1 / (CPU time of a request)                  one thread of Python sends and receives them all
+    requests   in_flight / (r * latency + s / bandwidth)    Source: Little's law
+    client     1 / (r * CPU time of a request)              one thread of Python sends and receives them all
     CPU        what the loader reaches on this machine
 
 and all nodes step together, each with batch / nodes samples. A cold start is: the manifest (one latency), the index (one
@@ -91,7 +92,12 @@ def _latency(text: str) -> float:
 
 
 def simulate(
-    cluster: Cluster, n_samples: int, sample_nbytes: float, index_nbytes: int, cpu_samples_per_s: float
+    cluster: Cluster,
+    n_samples: int,
+    sample_nbytes: float,
+    index_nbytes: int,
+    cpu_samples_per_s: float,
+    requests_a_sample: float = 1.0,
 ) -> dict[str, Any]:
     """What the model says.
 
@@ -101,6 +107,7 @@ def simulate(
         sample_nbytes: mean stored size of one [B].
         index_nbytes: size of the split's index file [B].
         cpu_samples_per_s: what one node's loader makes when reading costs nothing.
+        requests_a_sample: below 1 where samples share chunks.
 
     Returns:
         JSON-able: node_samples_per_s by each limit, bound (the smallest of them), samples_per_s and steps_per_s of all
@@ -108,14 +115,14 @@ def simulate(
     """
     limits = {
         "link": cluster.bandwidth / sample_nbytes,
-        "requests": cluster.in_flight / (cluster.latency + sample_nbytes / cluster.bandwidth),
-        "client": 1 / REQUEST_S,
+        "requests": cluster.in_flight / (requests_a_sample * cluster.latency + sample_nbytes / cluster.bandwidth),
+        "client": 1 / (requests_a_sample * REQUEST_S),
         "CPU": float(cpu_samples_per_s),
     }
     bound = min(limits, key=lambda name: limits[name])
     together = cluster.nodes * limits[bound]
     local = cluster.batch / cluster.nodes
-    first_batch = math.ceil(local / cluster.in_flight) * cluster.latency
+    first_batch = math.ceil(local * requests_a_sample / cluster.in_flight) * cluster.latency
     first_batch += local * sample_nbytes / cluster.bandwidth + local / cpu_samples_per_s
     return {
         "node_samples_per_s": limits,
@@ -125,7 +132,7 @@ def simulate(
         "epoch_s": math.ceil(n_samples / cluster.batch) * cluster.batch / together,
         "cold_start_s": 2 * cluster.latency + index_nbytes / cluster.bandwidth + first_batch,
         "egress_bytes": {"epoch": round(n_samples * sample_nbytes), "start": cluster.nodes * index_nbytes},
-        "requests_per_s": together,
+        "requests_per_s": together * requests_a_sample,
     }
 
 
