@@ -65,7 +65,13 @@ RULES = [
 ]
 
 
-@pytest.mark.parametrize("data, channels, golden", [rule[1:] for rule in RULES], ids=[rule[0] for rule in RULES])
+REFUSED = pytest.mark.skipif(int(PIL.__version__.split(".")[0]) < 13, reason="Pillow 12.3 takes it for cut")
+
+
+@pytest.mark.parametrize(
+    "data, channels, golden",
+    [pytest.param(*rule[1:], id=rule[0], marks=[REFUSED] * (rule[0] == "YCbCr TIFF")) for rule in RULES],
+)
 def test_golden_pixels(data: bytes, channels: int, golden: tuple[int, ...]) -> None:
     pixels = image.decode(data, channels=channels)
     assert pixels.dtype == np.uint8
