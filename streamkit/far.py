@@ -14,7 +14,6 @@ no answer, end as RemoteError when patience ends.
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -24,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
-from streamkit.errors import DamagedError, RemoteError
+from streamkit import strict
+from streamkit.errors import DamagedError, RefusedError, RemoteError
 from streamkit.guard import mend
 from streamkit.manifest import FILE_NAME, MAX_NBYTES
 from streamkit.native import BadRange
@@ -113,10 +113,10 @@ class FarFiles:
             return
         folder, opened = self.dataset
         try:
-            found = json.loads(read(folder / FILE_NAME, MAX_NBYTES)).get("dataset_id")
+            found = strict.parse(read(folder / FILE_NAME, MAX_NBYTES)).get("dataset_id")
         except Missing:
             found = None
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RefusedError):
             return  # no manifest to compare with: what was wrong before is the error
         if found != opened:
             now = "it has no manifest now" if found is None else f"it is {str(found)[:16]} now"

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import reading
-from converting import digests, encoded, picture, write_files
+from converting import class_folders, digests, encoded, picture, write_files
 from harming import FILES, HARM, KINDS, N, raw_of
 
 import streamkit
-from streamkit import BusyError, DamagedError, SourceError, UsageError
+from streamkit import BusyError, DamagedError, RefusedError, SourceError, StreamkitError, UsageError
 from streamkit.cli import main
+from streamkit.convert import skipped
 
 Copied = Callable[[str], Path]
 
@@ -97,6 +98,41 @@ def test_another_source_is_refused_and_nothing_changes(harm_sources: Path, copie
     with pytest.raises((SourceError, DamagedError), match=r"not the shard|cannot be converted"):
         streamkit.repair(path, source=changed, workers=1)
     assert {k: v for k, v in digests(path).items() if not k.startswith(".streamkit")} == before
+
+
+def test_a_damaged_list_of_skipped_items_is_dropped_whole(tmp_path: Path) -> None:
+    """Count and list agree afterwards, so that whoever reads either goes on."""
+    source = class_folders(tmp_path / "src", {"a": 5})
+    (source / "a" / "bad.jpg").write_bytes(b"no picture")
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"format": "tfrecord", "workers": 1, "on_bad": "skip"}
+    streamkit.convert(source, out, **options)
+    for harm in (b"[" * 100_000, b'{"key": 1}\n', b"\xff\n"):
+        (out / "skipped.jsonl").write_bytes(harm)
+        with pytest.raises(StreamkitError, match=r"skipped\.jsonl: .*"):
+            skipped.read(out)
+    streamkit.repair(out, drop=True)
+    assert streamkit.verify(out).ok and streamkit.open(out).skipped == 0
+    assert not (out / "skipped.jsonl").exists()
+    (source / "a" / "bad.jpg").unlink()
+    class_folders(tmp_path / "more", {"a": 2, "b": 2})
+    for file in (tmp_path / "more" / "a").iterdir():
+        file.rename(source / "a" / f"more-{file.name}")
+    assert streamkit.convert(source, out, append=True, **options).n_items
+
+
+def test_a_list_of_skipped_items_is_a_file_of_the_dataset(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text('{"key": "a", "reason": "b"}\n')
+    (tmp_path / "skipped.jsonl").symlink_to(tmp_path / "secret")
+    with pytest.raises(RefusedError, match="this is a link"):
+        skipped.read(tmp_path)
+    (tmp_path / "skipped.jsonl").unlink()
+    os.mkfifo(tmp_path / "skipped.jsonl")
+    with pytest.raises(RefusedError, match="no regular file"):
+        skipped.read(tmp_path)
+    (tmp_path / "skipped.jsonl").unlink()
+    with pytest.raises(DamagedError, match="is missing"):
+        skipped.read(tmp_path)
 
 
 def test_what_was_skipped_stays_skipped(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ a new file: who reads by the old manifest keeps the old one.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkit import index
+from streamkit.convert import skipped
 from streamkit.convert.assign import There
 from streamkit.convert.encode import IMAGE_FACTS
 from streamkit.convert.items import Items
@@ -65,9 +65,7 @@ class Before:
 
     def skipped(self) -> list[BadItem]:
         """Items that were left out of it."""
-        file = self.root / "skipped.jsonl"
-        lines = file.read_text().splitlines() if self.manifest.skipped else []
-        return [BadItem(item["key"], item["reason"]) for item in map(json.loads, lines)]
+        return skipped.read(self.root) if self.manifest.skipped else []
 
     def keys(self) -> set[str]:
         """Keys of all samples."""

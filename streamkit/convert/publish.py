@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ import pyarrow as pa
 
 from streamkit import index
 from streamkit.atomic import replacing, sync_folder, write_atomic
-from streamkit.convert import moments
+from streamkit.convert import moments, skipped
 from streamkit.convert.append import Before
 from streamkit.convert.duplicates import COLUMN
 from streamkit.convert.encode import final_schema
@@ -184,17 +183,16 @@ def write_side_files(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> d
             with replacing(out / f"{split.name}.h5") as path:
                 join_shards(path, manifest.schema, [(s.file, s.samples) for s in split.shards])
     if bad:
-        lines = (json.dumps({"key": b.key, "reason": b.reason}, sort_keys=True) for b in sorted(bad))
-        write_atomic(out / "skipped.jsonl", ("\n".join(lines) + "\n").encode())
+        skipped.write(out, bad)
     names = [name for name in side_file_names(manifest, bool(bad)) if (out / name).exists()]
     return {name: SideFile((out / name).stat().st_size, file_digest(out / name)) for name in names}
 
 
-def side_file_names(manifest: Manifest, skipped: bool) -> list[str]:
+def side_file_names(manifest: Manifest, has_skipped: bool) -> list[str]:
     """Names of the files beside shards and index."""
     if manifest.format == "tfrecord":
         label = manifest.schema.label
         names = ["dataset_info.json", "features.json"] + ([f"{label.name}.labels.txt"] if label is not None else [])
     else:
         names = [f"{name}.h5" for name in manifest.splits]
-    return sorted(names + (["skipped.jsonl"] if skipped else []))
+    return sorted(names + ([skipped.FILE_NAME] if has_skipped else []))

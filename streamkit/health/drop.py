@@ -15,7 +15,6 @@ crc32c; everything else about them stands in the index. What is lost is listed i
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import Counter
@@ -32,6 +31,7 @@ import pyarrow.parquet as pq
 from streamkit import index
 from streamkit.atomic import replacing, write_atomic
 from streamkit.codecs.array import to_bytes
+from streamkit.convert import skipped
 from streamkit.convert.journal import chunk_table
 from streamkit.convert.output import swap
 from streamkit.convert.publish import write_side_files
@@ -77,8 +77,10 @@ def without_damaged(
         splits[name] = writer.write(damaged)
         lost += writer.lost
     statistics = _statistics(new, manifest, splits)
-    bad = [*_skipped(root, manifest, damaged), *(BadItem(str(p.key), p.reason) for p in lost)]
-    rest = replace(manifest, splits=splits, statistics=statistics, skipped=manifest.skipped + len(lost), files={})
+    # Of a list that is damaged itself, nothing is known any more, not even how many it named.
+    before = skipped.read(root) if manifest.skipped and skipped.FILE_NAME not in damaged else []
+    bad = [*before, *(BadItem(str(p.key), p.reason) for p in lost)]
+    rest = replace(manifest, splits=splits, statistics=statistics, skipped=len(bad), files={})
     rest = replace(rest, files=write_side_files(new, rest, bad))
     write_atomic(new / FILE_NAME, rest.dump().encode())
     _keep_strangers(root, new, manifest)
@@ -86,21 +88,9 @@ def without_damaged(
     return rest, tuple(lost)
 
 
-def _skipped(root: Path, manifest: Manifest, damaged: set[str]) -> list[BadItem]:
-    """Items that were skipped before, as far as their list is whole."""
-    path = root / "skipped.jsonl"
-    if path.name in damaged or path.name not in manifest.files:
-        return []
-    try:
-        items = [json.loads(line) for line in path.read_text().splitlines()]
-        return [BadItem(str(item["key"]), str(item["reason"])) for item in items]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedError(f"is no list of skipped items: {error}", path=path) from None
-
-
 def _keep_strangers(root: Path, new: Path, manifest: Manifest) -> None:
     """Move files that are not the dataset's own into the new folder, because the old one will be deleted."""
-    own = {FILE_NAME, WORK_FOLDER, "skipped.jsonl", *manifest.files}
+    own = {FILE_NAME, WORK_FOLDER, skipped.FILE_NAME, *manifest.files}
     for split in manifest.splits.values():
         own |= {split.index, str(split.chunks), *(shard.file for shard in split.shards)}
     for path in root.iterdir():
