@@ -166,6 +166,39 @@ def test_every_kind_of_value_has_a_view(value: Any, kind: str) -> None:
     json.dumps(found, allow_nan=False)
 
 
+LARGEST = float(np.finfo(np.float64).max)
+
+
+@pytest.mark.parametrize(
+    ("values", "bins"),
+    [
+        ([1152921504606846976] * 2, {2}),
+        ([2**63 - 1, 2**63 - 2, 2**63 - 3000], {0, 1, 2}),
+        ([-1.7e308, 0.0, 1.7e308], {0, 1}),
+        ([2.5, 2.5], {2}),
+        ([0.0, 1.0, 2.0, 2.0], {0, 1, 2}),
+    ],
+)
+def test_every_column_of_numbers_has_a_histogram(values: list[float], bins: set[int]) -> None:
+    found = views.histogram(np.array(values, np.float64))
+    assert set(found["bins"]) == bins
+    assert sum(found["bins"]) == len(values)
+    assert (found["low"], found["high"]) == (min(map(float, values)), max(map(float, values)))
+
+
+def test_the_largest_numbers_are_drawn(chromium: Any, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("a,b\n" + "".join(f"1152921504606846976,{v!r}\n" for v in (-1.7e308, 0.0, 1.7e308)))
+    lines, maps = tmp_path / "lines.npy", tmp_path / "maps.npy"
+    np.save(lines, np.array([[LARGEST, 0.0, -LARGEST]] * 2))
+    np.save(maps, np.linspace(-1, 1, 2400).reshape(2, 30, 40) * LARGEST)
+    for source in (rows, lines, maps):
+        target, _ = written(convert(source, tmp_path / f"out-{source.stem}"))
+        with opened(chromium, target) as tab:
+            assert tab.locator(".card").count() > 1
+            assert "NaN" not in tab.content()
+
+
 def test_heat_maps_rise_with_the_values() -> None:
     pixels = views.heat_map(np.arange(200.0).reshape(10, 20)).astype(int)
     assert pixels.shape == (10, 20, 4)

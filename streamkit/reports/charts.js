@@ -71,7 +71,7 @@ function histogram(label, bins, low, high) {
     const tall = (n / most) * (HEIGHT - BOTTOM - 10);
     const column = svg("rect", { class: "column", x: (LEFT + i * wide + 0.5).toFixed(2), y: (HEIGHT - BOTTOM - tall).toFixed(2),
       width: Math.max(0.5, wide - 1).toFixed(2), height: tall.toFixed(2) });
-    const from = low + ((high - low) * i) / bins.length, to = low + ((high - low) * (i + 1)) / bins.length;
+    const edge = (i) => low * (1 - i / bins.length) + high * (i / bins.length), from = edge(i), to = edge(i + 1);
     column.append(svg("title", {}, `${short(from)} to ${short(to)}: ${count(n)}`));
     chart.append(column);
   });
@@ -80,14 +80,14 @@ function histogram(label, bins, low, high) {
 
 function lines(label, series) {
   const known = series.flat().filter((v) => v !== null);
-  const low = Math.min(...known), high = Math.max(...known), span = high - low || 1;
+  const low = Math.min(...known), high = Math.max(...known), span = high / 2 - low / 2 || 1; // halves: the difference may be infinite
   const chart = svg("svg", { viewBox: "0 0 180 110", role: "img", "aria-label": label });
   series.forEach((values, number) => {
     let d = "", pen = "M";
     values.forEach((v, i) => {
       if (v === null) { pen = "M"; return; }
       const x = values.length > 1 ? 4 + (172 * i) / (values.length - 1) : 90;
-      d += `${pen}${x.toFixed(1)} ${(104 - (98 * (v - low)) / span).toFixed(1)}`;
+      d += `${pen}${x.toFixed(1)} ${(104 - 98 * ((v / 2 - low / 2) / span)).toFixed(1)}`;
       pen = "L";
     });
     chart.append(svg("path", { d, fill: "none", style: `stroke: var(--s${number % 8})`, "stroke-width": 1.3, "stroke-linejoin": "round",

@@ -30,7 +30,6 @@ from streamkit.schema import Schema
 
 N_SAMPLES = 300
 _N_POINTS = 1500
-_N_BINS = 32
 _MAX_SKIPPED = 500
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 Progress = Callable[[int], Callable[[int], None]]
@@ -127,7 +126,7 @@ class _Light:
             return None
         mean = self.total / self.n
         std = np.sqrt(np.maximum(0, self.squares / self.n - mean**2))
-        bins = np.histogram(self.brightness, _N_BINS, (0, 256))[0]
+        bins = np.histogram(self.brightness, views.N_BINS, (0, 256))[0]
         return {"bins": bins.tolist(), "mean": np.round(mean, 2).tolist(), "std": np.round(std, 2).tolist()}
 
 
@@ -201,8 +200,7 @@ def _columns(root: Path, manifest: Manifest) -> list[dict[str, Any]]:
         values = np.concatenate([p[field.name] for p in parts]).astype(np.float64)
         finite = values[np.isfinite(values)]
         if finite.size:
-            bins, edges = np.histogram(finite, _N_BINS)
-            out.append({"name": field.name, "bins": bins.tolist(), "low": float(edges[0]), "high": float(edges[-1])})
+            out.append({"name": field.name} | views.histogram(finite))
     return out
 
 

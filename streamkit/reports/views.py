@@ -22,6 +22,7 @@ from streamkit.codecs.resize import recolor, resize
 
 SIDE = 192  # longest side of a small picture [pixel]
 MAX_SERIES = 8  # more columns than this are a map, not lines
+N_BINS = 32
 _N_POINTS = 120
 _N_CHARS = 300
 # Source: Okabe and Ito, "Color Universal Design" (2008): told apart by colour-blind readers too.
@@ -110,7 +111,32 @@ def lines(array: npt.NDArray[Any]) -> list[list[float | None]]:
         low = np.minimum.reduceat(np.where(finite, columns, np.inf), edges, axis=1)
         high = np.maximum.reduceat(np.where(finite, columns, -np.inf), edges, axis=1)
         columns = np.stack([low, high], axis=2).reshape(len(columns), -1)
-    return [[float(f"{v:.4g}") if np.isfinite(v) else None for v in column] for column in columns.tolist()]
+    return [[_short(v) for v in column] for column in columns.tolist()]
+
+
+def _short(value: float) -> float | None:
+    rounded = float(f"{value:.4g}")
+    if np.isfinite(rounded):
+        return rounded
+    return value if np.isfinite(value) else None  # the largest numbers round to infinity
+
+
+def histogram(values: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Bins of one or more finite values, and the range they cover; one bin where all are the same.
+
+    np.histogram refuses ranges that are a few units in the last place wide, or wider than the largest number.
+    """
+    low, high = float(values.min()), float(values.max())
+    shares = _shares(values, low, high)
+    bins = np.bincount(np.minimum((shares * N_BINS).astype(np.int64), N_BINS - 1), minlength=N_BINS)
+    return {"bins": bins.tolist() if shares.any() else [len(values)], "low": low, "high": high}
+
+
+def _shares(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float64]:
+    """Where values lie from `low` (0) to `high` (1). Halves, as the difference of two numbers may be infinite."""
+    span = high / 2 - low / 2
+    shares: npt.NDArray[np.float64] = (values / 2 - low / 2) / span if span > 0 else np.zeros_like(values)
+    return shares
 
 
 def heat_map(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -118,7 +144,7 @@ def heat_map(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     values = np.asarray(array, np.float64)
     finite = np.isfinite(values)
     low, high = (float(values[finite].min()), float(values[finite].max())) if finite.any() else (0.0, 0.0)
-    scaled = np.where(finite, values - low, 0) * (255 / (high - low) if high > low else 0)
+    scaled = _shares(np.where(finite, values, low), low, high) * 255
     colors = cv2.applyColorMap(scaled.astype(np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
     pixels = np.dstack([colors, np.where(finite, 255, 0)]).astype(np.uint8)
     return small(np.ascontiguousarray(pixels), "area")
