@@ -93,6 +93,28 @@ def test_of_many_a_fair_part_is_shown_and_said(tmp_path: Path) -> None:
     assert min(Counter(item["label"] for item in data["items"]).values()) > 40
 
 
+def test_of_very_many_classes_the_largest_are_listed(chromium: Any, tmp_path: Path) -> None:
+    labels = np.concatenate([np.arange(30_000), np.repeat(29_999, 5)])
+    np.savez(tmp_path / "table.npz", x=np.zeros((len(labels), 1), np.float32), y=labels)
+    target, data = written(convert(tmp_path / "table.npz", tmp_path / "out", split={"train": 1.0}))
+    assert len(data["classes"]) == 1000
+    assert data["classes"][-1] == {"name": "29999", "count": 6}
+    assert data["more_classes"] == {"count": 29_000, "samples": 29_000}
+    with opened(chromium, target) as tab:
+        assert tab.locator(".card").count() == 300
+        assert "30,000 classes" in tab.locator("main").inner_text()
+        assert "and 29,000 smaller ones with 29,000 samples" in tab.locator("main").inner_text()
+
+
+def test_long_lists_are_drawn(chromium: Any, tmp_path: Path, photos: Path) -> None:
+    data = preview(convert(photos, tmp_path / "out"))
+    data["items"] = [item | {"views": [], "label": "cat"} for item in data["items"] for _ in range(17_000)]
+    target = tmp_path / "page.html"
+    target.write_text(page("x", data, ["charts.js", "preview.js"]), "utf-8")
+    with opened(chromium, target) as tab:
+        assert tab.locator(".card").count() == len(data["items"])
+
+
 def test_brightness_and_channels_are_those_of_all_pixels() -> None:
     light = _Light()
     pictures = [picture(8, 5, seed=1), picture(30, 20, seed=2)]

@@ -2,6 +2,7 @@
 // Small charts as SVG elements. Text from data is only ever set as textContent or as an attribute's value.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
+// Long lists of children come as one array: a call takes only so many arguments.
 function make(name, attributes = {}, ...children) {
   const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
@@ -10,7 +11,7 @@ function make(name, attributes = {}, ...children) {
     else if (key in element && typeof value === "boolean") element[key] = value;
     else element.setAttribute(key, value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  for (const child of children.flat()) if (child !== null && child !== undefined) element.append(child);
   return element;
 }
 
@@ -38,8 +39,8 @@ function panel(title, ...children) {
 }
 
 function table(head, rows) {
-  const cells = (tag, row) => make("tr", {}, ...row.map((cell) => make(tag, {}, String(cell))));
-  return make("table", {}, make("thead", {}, cells("th", head)), make("tbody", {}, ...rows.map((row) => cells("td", row))));
+  const cells = (tag, row) => make("tr", {}, row.map((cell) => make(tag, {}, String(cell))));
+  return make("table", {}, make("thead", {}, cells("th", head)), make("tbody", {}, rows.map((row) => cells("td", row))));
 }
 
 const WIDTH = 320, HEIGHT = 190, LEFT = 42, BOTTOM = 24;

@@ -3,8 +3,8 @@ const main = document.getElementById("main");
 const state = { text: "", label: null, split: null };
 
 function bars() {
-  const most = Math.max(1, ...DATA.classes.map((c) => c.count));
-  return make("div", { class: "bars" }, ...DATA.classes.map((c) => {
+  const most = DATA.classes.reduce((largest, c) => Math.max(largest, c.count), 1);
+  return make("div", { class: "bars" }, DATA.classes.map((c) => {
     const length = make("span", { class: "length" });
     length.style.width = `${(100 * c.count) / most}%`;
     const button = make("button", { class: "bar", type: "button", "aria-pressed": "false", title: `show only ${c.name}`,
@@ -21,7 +21,11 @@ function facts() {
     Object.entries(DATA.splits).map(([name, s]) => [name, count(s.samples), s.shards, bytes(s.bytes)]))));
   panels.append(panel("Fields", table(["field", "kind", "dtype", "shape", "encoding"], Object.entries(DATA.fields).map(([name, f]) =>
     [name, f.kind, f.dtype, f.shape.map((d) => (d === null ? "?" : d)).join("x") || "scalar", f.encoding || "-"]))));
-  if (DATA.classes.length) panels.append(panel(`${count(DATA.classes.length)} classes, all samples`, make("div", { class: "scroll" }, bars())));
+  if (DATA.classes.length) {
+    const more = DATA.more_classes, all = count(DATA.classes.length + more.count);
+    const rest = more.count ? make("p", { class: "quiet" }, `and ${count(more.count)} smaller ones with ${count(more.samples)} samples`) : null;
+    panels.append(panel(`${all} classes, all samples`, make("div", { class: "scroll" }, bars()), rest));
+  }
   if (DATA.sizes) panels.append(panel("Width and height [pixel]", scatter("heights of images over their widths", DATA.sizes.points)));
   if (DATA.light) {
     const named = (values) => values.map((v) => v.toFixed(1)).join(", ");
@@ -116,10 +120,16 @@ function show() {
   near.disconnect();
   const order = new Map(DATA.classes.map((c, i) => [c.name, i]));
   const byLabel = new Map();
-  for (const item of items) byLabel.set(item.label, [...(byLabel.get(item.label) || []), item]);
-  const sorted = [...byLabel].sort((a, b) => (order.get(a[0]) ?? -1) - (order.get(b[0]) ?? -1));
-  groups.replaceChildren(...sorted.flatMap(([label, some]) =>
-    [label === null ? null : make("h3", {}, label), make("div", { class: "cards" }, ...some.map(card))]).filter(Boolean));
+  for (const item of items) {
+    if (byLabel.has(item.label)) byLabel.get(item.label).push(item); else byLabel.set(item.label, [item]);
+  }
+  const last = DATA.classes.length; // where classes come that are not listed
+  const sorted = [...byLabel].sort((a, b) => (order.get(a[0]) ?? last) - (order.get(b[0]) ?? last));
+  groups.replaceChildren();
+  for (const [label, some] of sorted) {
+    if (label !== null) groups.append(make("h3", {}, label));
+    groups.append(make("div", { class: "cards" }, some.map(card)));
+  }
   const left = DATA.skipped.items.filter((s) => s.key.toLowerCase().includes(text));
   skipped.replaceChildren(table(["key", "reason"], left.map((s) => [s.key, s.reason])));
   for (const bar of document.querySelectorAll("button.bar")) bar.setAttribute("aria-pressed", String(bar.label === state.label));
@@ -127,9 +137,9 @@ function show() {
 }
 
 function select(title, values, change) {
-  const options = [make("option", { value: "" }, title), ...values.map((v) => make("option", { value: `=${v}` }, v))];
+  const options = values.map((v) => make("option", { value: `=${v}` }, v));
   return make("select", { "aria-label": title, onchange: (event) => { change(event.target.value ? event.target.value.slice(1) : null); show(); } },
-    ...options);
+    make("option", { value: "" }, title), options);
 }
 
 function toggle(text, name) {

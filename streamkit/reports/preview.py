@@ -31,6 +31,7 @@ from streamkit.schema import Schema
 N_SAMPLES = 300
 _N_POINTS = 1500
 _MAX_SKIPPED = 500
+_MAX_CLASSES = 1000
 _SIDES = ("xmin", "ymin", "xmax", "ymax")
 Progress = Callable[[int], Callable[[int], None]]
 
@@ -82,8 +83,8 @@ def preview(
         "bytes": facts["bytes"],
         "dataset_id": manifest.dataset_id,
         "splits": facts["splits"],
-        "fields": facts["fields"],
-        "classes": _classes(manifest, facts["classes"]),
+        "fields": {n: {k: v for k, v in f.items() if k != "class_names"} for n, f in facts["fields"].items()},
+        **_classes(manifest, facts["classes"]),
         "items": items,
         "sizes": _sizes(root, manifest),
         "light": light.facts(),
@@ -101,9 +102,14 @@ def _drawn(manifest: Manifest, n_samples: int) -> dict[str, Any]:
     return {name: part - start for name, part, start in zip(manifest.splits, cut, starts, strict=False)}
 
 
-def _classes(manifest: Manifest, counts: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+def _classes(manifest: Manifest, counts: dict[str, dict[str, int]]) -> dict[str, Any]:
+    """The classes, of very many those with most samples: a page of all would never be drawn."""
     names = manifest.class_names or sorted({name for c in counts.values() for name in c}, key=lambda n: (len(n), n))
-    return [{"name": name, "count": sum(c.get(name, 0) for c in counts.values())} for name in names]
+    totals = [sum(c.get(name, 0) for c in counts.values()) for name in names]
+    largest = sorted(sorted(range(len(names)), key=lambda i: -totals[i])[:_MAX_CLASSES])
+    shown = [{"name": names[i], "count": totals[i]} for i in largest]
+    n_left = sum(totals) - sum(totals[i] for i in largest)
+    return {"classes": shown, "more_classes": {"count": len(names) - len(shown), "samples": n_left}}
 
 
 class _Light:
