@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from streamkit.commands import NAMES
 from streamkit.errors import StreamkitError, UsageError, did_you_mean
-from streamkit.terminal import say
+from streamkit.terminal import mute, say
 from streamkit.version import __version__
 
 
@@ -85,7 +85,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser().parse_args(argv)
         args.run(args)
-        sys.stdout.flush()
         return 0
     except StreamkitError as error:
         if debug:
@@ -103,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"interrupted{_continues(argv)}")
         return 130
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, which is no error
+        mute()  # the reader went away, which is no error
         return 0
 
 

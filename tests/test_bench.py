@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from reading import convert, numbered, picture_folder
 
 import streamkit
+import streamkit.commands.bench
 from streamkit.cli import main
 from streamkit.errors import UsageError
 from streamkit.loader import Loader
@@ -160,6 +161,19 @@ def test_the_command(large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main(["bench", str(large), *args]) == 2
     assert main(["bench", str(tmp_path)]) == 2
     assert "nodes=64,bandwidth=10Gbit" in capsys.readouterr().err
+
+
+def test_its_json_is_json(
+    large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streamkit.commands.bench, "_tensorflow", lambda: None)
+    words = ["--json", "--samples", "4", "--image-size", "32x32"]
+    assert main(["bench", str(large), *words, "--simulate", "nodes=1,bandwidth=1GB,latency=1ms,batch=8"]) == 0
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    assert json.loads(capsys.readouterr().out, parse_constant=refuse)["simulation"]["bound"]
 
 
 @pytest.fixture(scope="module")

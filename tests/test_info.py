@@ -6,6 +6,7 @@ import json
 import struct
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,40 @@ def test_the_command_prints_json_and_tables(tmp_path: Path, photos: Path, capsys
     text = capsys.readouterr().out
     for part in ("split", "train", "cat", "█", "image size: width 7 to", "uint8"):
         assert part in text
+
+
+def strict(text: str) -> Any:
+    """What a parser makes of it that knows no more than JSON."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_json_is_json_whatever_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weight = np.array([np.inf, -np.inf, np.nan, 1.5], np.float32)
+    source, out, page = numbered(tmp_path / "src", 4, weight=weight), tmp_path / "out", tmp_path / "page.html"
+    np.save(tmp_path / "x.npy", np.stack([weight, weight]))
+    for args in (
+        ["convert", source, out, "--format", "hdf5"],
+        ["convert", tmp_path / "x.npy", tmp_path / "x", "--format", "tfrecord", "--dry-run"],
+        ["convert", tmp_path / "x.npy", tmp_path / "x", "--format", "tfrecord"],
+        ["info", out, "--samples", "4"],
+        ["info", tmp_path / "x", "--samples", "2"],
+        ["verify", out],
+        ["repair", out, "--drop"],
+        ["preview", out, "--html", page],
+        ["index", out / "train-00000.h5", "--out", tmp_path / "adopted"],
+    ):
+        assert main([*map(str, args), "--json", "--quiet"]) == 0
+        found = strict(capsys.readouterr().out)
+        if args[:2] == ["info", out]:
+            assert found["columns"]["weight"] == {"min": None, "max": None}
+            values = {s["key"]: s["weight"]["value"] for s in found["values"]["train"]}
+            assert sorted(values.values(), key=str) == [1.5, None, None, None]
+    assert main(["info", str(out)]) == 0
+    assert "weight: -inf to inf" in capsys.readouterr().out
 
 
 def test_names_from_a_source_cannot_forge_output(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from converting import ROOT, class_folders, cli
 from hypothesis import given
 from hypothesis import strategies as st
-from reading import convert
+from reading import convert, flip
 
 from streamkit.cli import main
 from streamkit.commands import NAMES
@@ -130,6 +130,34 @@ def test_text_that_the_terminal_cannot_show_is_no_failure(tmp_path: Path) -> Non
     run = cli("info", out, env={"PYTHONIOENCODING": "ascii"})
     assert run.returncode == 0
     assert r"\u017c" in run.stdout
+
+
+@pytest.mark.parametrize("words", [["info", "--json"], ["info", "--samples", "1"], ["verify"]])
+def test_output_that_cannot_be_written_is_one_line(tmp_path: Path, photos: Path, words: list[str]) -> None:
+    out = convert(photos, tmp_path / "out")
+    command = [sys.executable, "-m", "streamkit", words[0], str(out), *words[1:], "--quiet"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert run.returncode == 5
+    assert run.stderr.startswith("streamkit: stdout: cannot be written: No space left on device. Send it elsewhere")
+    assert run.stderr.count("\n") == 1
+    ours, theirs = os.pipe()
+    os.close(ours)  # as `head` does that has seen enough
+    run = subprocess.run(command, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(theirs)
+    assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_a_reader_that_went_away_changes_no_exit_code(tmp_path: Path, photos: Path) -> None:
+    out = convert(photos, tmp_path / "out")
+    flip(out / "train-00000.tfrecord", 300)
+    ours, theirs = os.pipe()
+    os.close(ours)
+    command = [sys.executable, "-m", "streamkit", "verify", str(out), "--quiet"]
+    run = subprocess.run(command, cwd=ROOT, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(theirs)
+    assert run.returncode == 4
+    assert run.stderr.count("\n") == 1
 
 
 # Completion

@@ -10,12 +10,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable
 from typing import Any
 
-from streamkit.terminal import progress_bar, say, show
+from streamkit.terminal import progress_bar, say, show, show_json
 
 HELP = "measure a dataset on this machine, and say what would make it faster"
 DESCRIPTION = "Measure each stage of reading, the machine's own limits, and changes that would help, tried on a sample."
@@ -60,15 +59,15 @@ def run(args: argparse.Namespace) -> None:
     )
     if model is not None:
         found["simulation"] = bench.simulation(args.out, found, model)
-    if args.html:
-        bench.write_html(args.html, found)
     if args.json:
-        print(json.dumps(found, indent=1))
-        return
-    show(bench.as_text(found))
-    if model is not None:
-        print("\n" + cluster.as_text(model, found["simulation"]))
-    if args.html and not args.quiet:
+        show_json(found)
+    else:
+        show(bench.as_text(found))
+        if model is not None:
+            show("\n" + cluster.as_text(model, found["simulation"]))
+    if args.html:  # last, so that the figures are seen whatever becomes of the page
+        bench.write_html(args.html, found)
+    if args.html and not args.json and not args.quiet:
         say(f"wrote {args.html}; open it in a browser")
 
 

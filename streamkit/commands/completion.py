@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 
+from streamkit.terminal import show
+
 HELP = "print a script that completes commands, options and paths in a shell"
 DESCRIPTION = (
     "Print a completion script. bash: source it from ~/.bashrc. zsh: save it as _streamkit in a folder of $fpath. "
@@ -34,4 +36,4 @@ def run(args: argparse.Namespace) -> None:
         for action in command._actions:
             if action.metavar in ("SRC", "OUT", "DIR", "FILE"):
                 action.complete = shtab.FILE if action.metavar in ("SRC", "FILE") else shtab.DIRECTORY
-    print(shtab.complete(top, args.shell))
+    show(shtab.complete(top, args.shell))

@@ -10,9 +10,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from streamkit.terminal import progress_bar, say
+from streamkit.terminal import progress_bar, say, show, show_json
 
 HELP = "make a dataset of a folder of images or arrays, or of a table file"
 DESCRIPTION = "Make a dataset. The same command again continues an interrupted conversion."
@@ -107,4 +106,7 @@ def run(args: argparse.Namespace) -> None:
             say(f"skipped {bad.key}: {bad.reason}")
         for leak in report.leaks:
             say(f"same content in two splits: {leak}")
-    print(json.dumps(as_json(report), indent=1, sort_keys=True) if args.json else as_text(report))
+    if args.json:
+        show_json(as_json(report))
+    else:
+        show(as_text(report))

@@ -10,9 +10,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from streamkit.terminal import progress_bar, say
+from streamkit.terminal import progress_bar, say, show, show_json
 
 HELP = "adopt TFRecord or HDF5 files, or an image folder, as they are"
 DESCRIPTION = "Make a dataset of files that exist, without rewriting anything: only where everything lies is stored."
@@ -43,4 +42,7 @@ def run(args: argparse.Namespace) -> None:
         for notice in adoption.notices:
             say(f"note: {notice}")
     facts = as_json(adoption.out, adoption.root, adoption.manifest)
-    print(json.dumps(facts, indent=1, sort_keys=True) if args.json else as_text(facts, adoption.seconds))
+    if args.json:
+        show_json(facts)
+    else:
+        show(as_text(facts, adoption.seconds))

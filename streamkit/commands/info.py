@@ -10,9 +10,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from streamkit.terminal import say, show
+from streamkit.terminal import say, show, show_json
 
 HELP = "show what a dataset holds: splits, fields, classes, sizes"
 DESCRIPTION = "Show what a dataset holds. Reads the manifest and a bounded part of the index: at once at any size."
@@ -41,10 +40,10 @@ def run(args: argparse.Namespace) -> None:
     if written:
         facts["written"] = [str(path) for path in written]
     if args.json:
-        print(json.dumps(facts, indent=1, sort_keys=True))
+        show_json(facts)
         return
     show(info.as_text(facts))
     if args.samples:
-        print("\n" + samples.as_text(facts["values"]))
+        show("\n" + samples.as_text(facts["values"]))
     if written and not args.quiet:
         say(f"wrote {written[0]}" + (f" and {len(written) - 1} more" if len(written) > 1 else ""))

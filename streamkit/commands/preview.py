@@ -10,9 +10,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from streamkit.terminal import progress_bar, say
+from streamkit.terminal import progress_bar, say, show_json
 
 HELP = "write a page with pictures, plots, classes and sizes of a dataset"
 DESCRIPTION = "Write one self-contained page that shows a dataset: needs no network, and can be sent to others."
@@ -32,6 +31,6 @@ def run(args: argparse.Namespace) -> None:
 
     write_preview(args.out, args.html, args.samples, None if args.quiet else progress_bar)
     if args.json:
-        print(json.dumps({"html": args.html, "bytes": Path(args.html).stat().st_size}))
+        show_json({"html": args.html, "bytes": Path(args.html).stat().st_size})
     elif not args.quiet:
         say(f"wrote {args.html}; open it in a browser")

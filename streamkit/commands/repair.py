@@ -10,9 +10,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from streamkit.terminal import progress_bar
+from streamkit.terminal import progress_bar, show, show_json
 
 HELP = "write exactly the damaged shards again, or drop damaged records"
 DESCRIPTION = (
@@ -44,4 +43,7 @@ def run(args: argparse.Namespace) -> None:
         workers=args.workers,
         progress=None if args.quiet else progress_bar,
     )
-    print(json.dumps(repair_json(done), indent=1) if args.json else repair_text(done))
+    if args.json:
+        show_json(repair_json(done))
+    else:
+        show(repair_text(done))

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 
-from streamkit.terminal import progress_bar
+from streamkit.terminal import progress_bar, show, show_json
 
 HELP = "check every size, count, digest and index entry of a dataset"
 DESCRIPTION = (
@@ -45,7 +44,10 @@ def run(args: argparse.Namespace) -> None:
         root=args.root,
         progress=None if args.quiet else functools.partial(progress_bar, unit="B"),
     )
-    print(json.dumps(as_json(report), indent=1) if args.json else as_text(report))
+    if args.json:
+        show_json(as_json(report))
+    else:
+        show(as_text(report))
     if not report.ok:
         raise (RefusedError if report.refused else DamagedError)(
             counted(report),
