@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,6 +47,20 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a small file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise before long work what `write_atomic` would raise after it: that the file's folder takes no file."""
+    final = Path(path)
+    if final.is_dir():
+        raise ResourceError("this is a folder, and a file is to be written", path=path, hint="Name a file in it.")
+    if not final.parent.is_dir():
+        raise ResourceError(f"there is no folder {final.parent}", path=path, hint="Make it, or write elsewhere.")
+    try:
+        with tempfile.TemporaryFile(dir=final.parent):
+            pass
+    except OSError as error:
+        raise os_error(error, final) from error
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -20,6 +20,7 @@ from reading import convert, numbered, picture_folder
 
 import streamkit
 import streamkit.commands.bench
+import streamkit.reports.bench
 from streamkit.cli import main
 from streamkit.errors import UsageError
 from streamkit.loader import Loader
@@ -161,6 +162,24 @@ def test_the_command(large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         assert main(["bench", str(large), *args]) == 2
     assert main(["bench", str(tmp_path)]) == 2
     assert "nodes=64,bandwidth=10Gbit" in capsys.readouterr().err
+
+
+def test_the_page_s_place_is_looked_at_first_and_written_last(
+    large: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = bench(large, image_size=(64, 64), **QUICK)
+    target = tmp_path / "no" / "x.html"
+
+    def measured(*args: Any, **options: Any) -> dict[str, Any]:
+        target.parent.rmdir()
+        return found
+
+    monkeypatch.setattr(streamkit.reports.bench, "bench", measured)
+    assert main(["bench", str(large), "--html", str(target)]) == 5
+    assert f"there is no folder {target.parent}. Make it" in capsys.readouterr().err
+    target.parent.mkdir()
+    assert main(["bench", str(large), "--html", str(target)]) == 5
+    assert "page cache read" in capsys.readouterr().out
 
 
 def test_its_json_is_json(

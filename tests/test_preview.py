@@ -145,6 +145,8 @@ def test_errors(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
     assert main(["preview", str(out), "--html", str(target), "--samples", "0"]) == 2
     assert main(["preview", str(out), "--html", str(tmp_path / "no" / "x.html")]) == 5
     flip(out / "train-00000.tfrecord", 300)
+    for nowhere in (tmp_path / "no" / "x.html", tmp_path):  # known before a sample is read
+        assert main(["preview", str(out), "--html", str(nowhere)]) == 5
     assert main(["preview", str(out), "--html", str(target)]) == 4
     assert not target.exists()
     assert "train-00000.tfrecord record" in capsys.readouterr().err

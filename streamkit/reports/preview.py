@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from streamkit.atomic import write_atomic
+from streamkit.atomic import check_writable, write_atomic
 from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import Manifest
 from streamkit.remote.address import local_only
@@ -42,7 +42,12 @@ def write_preview(
     n_samples: int = N_SAMPLES,
     progress: Progress | None = None,
 ) -> None:
-    """Write the page of a dataset to `html`; arguments and errors as `preview`."""
+    """Write the page of a dataset to `html`; arguments and errors as `preview`.
+
+    Raises:
+        ResourceError: `html` cannot be written, which is found before a sample is read.
+    """
+    check_writable(html)  # reading the samples may take minutes
     data = preview(path, n_samples, progress)
     text = page(f"{data['name']}: {data['samples']:,} samples", data, ["charts.js", "preview.js"])
     write_atomic(html, text.encode())
