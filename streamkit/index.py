@@ -113,7 +113,11 @@ class Index:
         """Where the file can be opened on this machine."""
         if isinstance(self.path, Path):
             regular_file(self.path)
-            return self.path
+            if _is_utf8(self.path):
+                return self.path
+            own = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, own)
+            return Path(f"/proc/self/fd/{own}")
         from streamkit.remote.failures import Missing  # here, as what talks to servers takes 40 ms to import
         from streamkit.remote.transfer import download
 
@@ -181,6 +185,15 @@ class Index:
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""
         return pq.ParquetFile(self.file).read(None if columns is None else list(columns))
+
+
+def _is_utf8(path: Path) -> bool:
+    """Arrow takes no other names; POSIX has them."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_column(field: Field, values: npt.NDArray[Any], path: Path | Address) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections import Counter
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import convert, flip, numbered
 
+import streamkit.commands.bench
 from streamkit.cli import main
 from streamkit.errors import DamagedError, UsageError
 from streamkit.reports import sampling
@@ -176,6 +178,23 @@ def test_names_from_a_source_cannot_forge_output(tmp_path: Path) -> None:
     assert run.returncode == 0
     assert "\x1b" not in run.stdout
     assert r"a\x1b[31m\nb" in run.stdout
+
+
+def test_a_folder_s_name_need_not_be_utf8(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = convert(photos, tmp_path / "out").rename(os.fsdecode(os.fsencode(tmp_path) + b"/im\xff"))
+    target = out.with_suffix(".html")
+    assert main(["info", str(out), "--samples", "1", "--json"]) == 0
+    facts = strict(capsys.readouterr().out)
+    assert facts["out"] == str(out)
+    assert facts["image_size"]["width"]["min"] == 7
+    assert main(["info", str(out), "--croissant", "--dali-index"]) == 0
+    monkeypatch.setattr(streamkit.commands.bench, "_tensorflow", lambda: None)
+    for command in (["preview"], ["bench", "--image-size", "8x8"]):
+        assert main([command[0], str(out), "--html", str(target), "--samples", "4", *command[1:]]) == 0
+        assert r"<title>im\udcff: " in target.read_text("utf-8")
+    assert main(["verify", str(out), "--full"]) == 0
 
 
 def test_errors_name_the_next_step(tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -157,10 +157,10 @@ def _sha256(path: Path) -> str:
 
 
 def _records(root: Path, manifest: Manifest, split: Split) -> dict[str, Any]:
-    Index(root / split.index, split.samples, split.index_digest)  # it is what the manifest says
+    index = Index(root / split.index, split.samples, split.index_digest)  # it is what the manifest says
     fields = []
     label = manifest.schema.label
-    for column in pq.read_schema(root / split.index):
+    for column in pq.read_schema(index.file):
         kind = _data_type(column.type)
         if kind is None:
             continue  # shapes of ragged arrays: Croissant 1.0 has no arrays of fixed size

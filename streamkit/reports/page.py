@@ -21,6 +21,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
+from streamkit.errors import one_line
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -50,7 +52,7 @@ def escaped(data: Any) -> str:
 
 
 def page(title: str, data: Any, scripts: Sequence[str]) -> str:
-    """The text of a page.
+    """The text of a page, which UTF-8 can hold.
 
     Args:
         title: plain text.
@@ -61,4 +63,6 @@ def page(title: str, data: Any, scripts: Sequence[str]) -> str:
     script = "\n" + "\n".join(room.joinpath(name).read_text("utf-8") for name in scripts)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     style = room.joinpath("page.css").read_text("utf-8")
-    return _PAGE.format(title=html.escape(title), digest=digest, style=style, data=escaped(data), script=script)
+    return _PAGE.format(
+        title=html.escape(one_line(title)), digest=digest, style=style, data=escaped(data), script=script
+    )
