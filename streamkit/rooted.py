@@ -56,15 +56,21 @@ def shards_root(
             path=own,
             hint="If you trust it, name the folder that they lie in, here or on a server: root= (--root).",
         )
-    top = Path(os.path.realpath(own))
-    found = Path(os.path.realpath(top / recorded))
-    if found != top and top not in found.parents and not _note(dataset_id).exists():
+    found = Path(os.path.realpath(own / recorded))
+    if inside(own, recorded) is None and not _note(dataset_id).exists():
         raise RefusedError(
             f"its files lie outside of it, in {found}, and this user did not index them",
             path=own,
             hint="If you trust it, name that folder: root= (--root).",
         )
     return found
+
+
+def inside(own: Path, recorded: str | None) -> Path | None:
+    """Where a dataset's shards lie, relative to its own folder; None where that is outside of it."""
+    top = Path(os.path.realpath(own))
+    found = Path(os.path.realpath(top / (recorded or ".")))
+    return found.relative_to(top) if found == top or top in found.parents else None
 
 
 def remember(dataset_id: str) -> bool:

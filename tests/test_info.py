@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import convert, flip, numbered
 
+import streamkit
 import streamkit.commands.bench
 from streamkit.cli import main
 from streamkit.errors import DamagedError, UsageError
@@ -270,6 +271,40 @@ def test_mlcroissant_validates_and_loads_the_index(tmp_path: Path, many_photos: 
         assert [r[f"{split}/key"].decode() for r in records] == [row["key"] for row in rows]
         for name in ("image.offset", "image.length", "label", "width"):
             assert [r[f"{split}/{name}"] for r in records] == [row[name] for row in rows]
+
+
+def adopted(tmp_path: Path, source: Path, where: str, out: str) -> Path:
+    """A dataset of TFRecord files that lie in `where`, with their names as TensorFlow Datasets gives them."""
+    made = convert(source, tmp_path / "made", shard_size="4KB")
+    (tmp_path / where).mkdir(parents=True)
+    for i, shard in enumerate(sorted(made.glob("*.tfrecord"))):
+        shard.rename(tmp_path / where / f"photos-train.tfrecord-{i:05}-of-00009")
+    streamkit.index(sorted((tmp_path / where).iterdir()), tmp_path / out)
+    return tmp_path / out
+
+
+def test_adopted_files_elsewhere_are_not_written_to_nor_described(
+    tmp_path: Path, many_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = adopted(tmp_path, many_photos, "files", "out")
+    assert main(["info", str(out), "--dali-index"]) == 2
+    assert "its adopted files lie elsewhere, where nothing is written. Run DALI's own" in capsys.readouterr().err
+    assert main(["info", str(out), "--croissant"]) == 0
+    assert "croissant.json lists the index alone, and not the adopted files" in capsys.readouterr().err
+    found = json.loads((out / "croissant.json").read_text())
+    assert [file["name"] for file in found["distribution"]] == ["index-train.parquet"]
+    assert "the index alone" in found["description"]
+
+
+def test_adopted_files_inside_are_as_one_s_own(
+    tmp_path: Path, many_photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = adopted(tmp_path, many_photos, "out/data", "out")
+    names = {path.relative_to(out).as_posix() for path in out.glob("data/*")}
+    assert {path.relative_to(out).as_posix() for path in write_dali_index(out)} == {f"{name}.idx" for name in names}
+    assert set(croissant(out)["distribution"][1]["includes"]) == names
+    assert main(["info", str(out), "--croissant"]) == 0
+    assert "index alone" not in capsys.readouterr().err
 
 
 def test_croissant_tells_nothing_of_the_machine(tmp_path: Path, photos: Path) -> None:

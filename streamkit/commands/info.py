@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     written = dali.write_dali_index(args.out) if args.dali_index else []
     if args.croissant:
         written.append(croissant.write_croissant(args.out))
+        if not croissant.describes_files(args.out) and not args.quiet:
+            say(f"note: {written[-1]} lists the index alone, and not the adopted files")
     if written:
         facts["written"] = [str(path) for path in written]
     if args.json:

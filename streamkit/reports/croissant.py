@@ -31,6 +31,7 @@ from streamkit.guard import mend
 from streamkit.index import Index
 from streamkit.manifest import Manifest
 from streamkit.remote.address import local_only
+from streamkit.rooted import inside
 from streamkit.splits import Split
 
 FILE_NAME = "croissant.json"
@@ -100,7 +101,11 @@ def croissant(path: str | os.PathLike[str]) -> dict[str, Any]:
     manifest = Manifest.load(path)
     root = local_only(path, "--croissant").resolve()
     splits = [s for s in manifest.splits.values() if s.shards]
-    files = [file for split in splits for file in _files(root, manifest, split)]
+    below = _below(root, manifest)
+    files = [file for split in splits for file in _files(root, manifest, split, below)]
+    what = f" as {manifest.format} shards, with an index of every sample"
+    if below is None:
+        what = ", of which this is the index alone; the adopted files themselves are not listed"
     record_sets = [_records(root, manifest, split) for split in splits]
     if manifest.class_names:
         record_sets.insert(0, _classes(manifest.class_names))
@@ -109,7 +114,7 @@ def croissant(path: str | os.PathLike[str]) -> dict[str, Any]:
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",
         "name": root.name,
-        "description": f"{sum(s.samples for s in splits)} samples as {manifest.format} shards, with an index of every sample.",
+        "description": f"{sum(s.samples for s in splits)} samples{what}.",
         "version": "1.0.0",
         "identifier": manifest.dataset_id,
         "distribution": files,
@@ -124,28 +129,44 @@ def write_croissant(path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def _files(root: Path, manifest: Manifest, split: Split) -> list[dict[str, Any]]:
-    pattern = f"{split.name}-*{Path(split.shards[0].file).suffix}"
-    names = [shard.file for shard in split.shards]
-    return [
-        {
-            "@type": "cr:FileObject",
-            "@id": split.index,
-            "name": split.index,
-            "description": f"Index of split {split.name}: one row a sample.",
-            "contentUrl": split.index,
-            "encodingFormat": "application/x-parquet",
-            "sha256": _sha256(root / split.index),
-        },
-        {
-            "@type": "cr:FileSet",
-            "@id": f"shards-{split.name}",
-            "name": f"shards-{split.name}",
-            "description": f"{len(split.shards)} shards of split {split.name}.",
-            "encodingFormat": _MIME.get(manifest.format, "application/octet-stream"),
-            "includes": pattern if all(fnmatch(name, pattern) for name in names) else names,
-        },
-    ]
+def describes_files(path: str | os.PathLike[str]) -> bool:
+    """Whether the files that hold the samples are part of the metadata: adopted ones elsewhere, or one a sample, are not."""
+    return _below(Path(path), Manifest.load(path)) is not None
+
+
+def _below(root: Path, manifest: Manifest) -> Path | None:
+    """Where the shards lie, relative to the dataset's folder; None of shards elsewhere, and of loose files."""
+    return None if manifest.format == "folder" else inside(root, manifest.root)
+
+
+def _files(root: Path, manifest: Manifest, split: Split, below: Path | None) -> list[dict[str, Any]]:
+    index = _index_file(root, split)
+    return [index] if below is None else [index, _shard_files(manifest, split, below)]
+
+
+def _index_file(root: Path, split: Split) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": split.index,
+        "name": split.index,
+        "description": f"Index of split {split.name}: one row a sample.",
+        "contentUrl": split.index,
+        "encodingFormat": "application/x-parquet",
+        "sha256": _sha256(root / split.index),
+    }
+
+
+def _shard_files(manifest: Manifest, split: Split, below: Path) -> dict[str, Any]:
+    names = [(below / shard.file).as_posix() for shard in split.shards]
+    pattern = f"{split.name}-*{Path(names[0]).suffix}"
+    return {
+        "@type": "cr:FileSet",
+        "@id": f"shards-{split.name}",
+        "name": f"shards-{split.name}",
+        "description": f"{len(split.shards)} shards of split {split.name}.",
+        "encodingFormat": _MIME.get(manifest.format, "application/octet-stream"),
+        "includes": pattern if all(fnmatch(name, pattern) for name in names) else names,
+    }
 
 
 def _sha256(path: Path) -> str:

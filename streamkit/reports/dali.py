@@ -27,6 +27,7 @@ from streamkit.errors import DamagedError, UsageError
 from streamkit.guard import mend
 from streamkit.manifest import Manifest
 from streamkit.remote.address import local_only
+from streamkit.rooted import inside
 from streamkit.shards.tfrecord import masked
 
 _HEAD = struct.Struct("<QI")
@@ -70,7 +71,7 @@ def write_dali_index(path: str | os.PathLike[str]) -> list[Path]:
     """Write `train-00000.idx` beside `train-00000.tfrecord`, for every shard; returns the files written.
 
     Raises:
-        UsageError: the dataset is no TFRecord.
+        UsageError: the dataset is no TFRecord, or adopted files that lie outside of its folder.
         DamagedError: a shard is missing, damaged, or has not as many records as the manifest says.
     """
     root = local_only(path, "--dali-index")
@@ -81,10 +82,17 @@ def write_dali_index(path: str | os.PathLike[str]) -> list[Path]:
             path=path,
             hint="Convert with --format tfrecord.",
         )
+    below = inside(root, manifest.root)
+    if below is None:
+        raise UsageError(
+            "its adopted files lie elsewhere, where nothing is written",
+            path=path,
+            hint="Run DALI's own `tfrecord2idx FILE FILE.idx` on each of them.",
+        )
     written = []
     for split in manifest.splits.values():
         for shard in split.shards:
-            file = root / shard.file
+            file = root / below / shard.file
             places = list(record_places(file))
             if len(places) != shard.samples:
                 raise DamagedError(
@@ -92,7 +100,8 @@ def write_dali_index(path: str | os.PathLike[str]) -> list[Path]:
                     shard=shard.file,
                     hint=mend(path),
                 )
-            target = file.with_suffix(".idx")
+            # Adopted files may be named a.tfrecord-00000-of-00002, of which only the last part differs.
+            target = file.with_suffix(".idx") if file.suffix == ".tfrecord" else file.with_name(f"{file.name}.idx")
             write_atomic(target, "".join(f"{at} {size}\n" for at, size in places).encode())
             written.append(target)
     return written
