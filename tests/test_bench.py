@@ -195,6 +195,24 @@ def test_its_json_is_json(
     assert json.loads(capsys.readouterr().out, parse_constant=refuse)["simulation"]["bound"]
 
 
+def test_a_batch_is_no_larger_than_the_split(
+    large: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["bench", str(large), "--batch-size", "3000000"]) == 2
+    said = capsys.readouterr().err
+    assert "a batch of 3000000 samples is wanted, split 'train' has 30. Use --batch-size 30 or less." in said
+    assert bench(large, image_size=(8, 8), **QUICK)["batch_size"] == 30
+    monkeypatch.setattr(streamkit.reports.bench, "_MAX_ROWS", 1)
+    seen: list[int] = []
+
+    def frontend(path: str | os.PathLike[str], options: dict[str, Any]) -> Iterable[Any]:
+        seen.append(len(options["rows"]))
+        return numpy_frontend(path, options)
+
+    bench(large, batch_size=30, image_size=(8, 8), frontend=frontend, **QUICK)
+    assert set(seen) == {16 * 30}
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     with launched() as browser:
@@ -280,7 +298,7 @@ def test_the_model_s_sums(large: Path) -> None:
 
 
 def test_one_node_without_a_network_is_the_measured_run(large: Path) -> None:
-    found = bench(large, image_size=(64, 64), **QUICK)
+    found = bench(large, image_size=(512, 512), **QUICK)  # so much that a client of servers would be the faster
     alone = simulation(large, found, Cluster(1, 1e15, 0.0, 32))
     assert alone["node_samples_per_s"]["CPU"] == found["loader"]
     assert alone["samples_per_s"] == min(found["loader"], 1 / REQUEST_S)

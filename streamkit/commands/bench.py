@@ -31,7 +31,9 @@ def _size(text: str) -> tuple[int, int]:
 def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("out", metavar="OUT", help="folder of the dataset")
     p.add_argument("--split", metavar="NAME", help="split to measure (default: the largest)")
-    p.add_argument("--batch-size", type=int, default=32, metavar="N", help="samples a batch (default 32)")
+    p.add_argument(
+        "--batch-size", type=int, metavar="N", help="samples a batch (default 32, or all of a smaller split)"
+    )
     p.add_argument(
         "--image-size", type=_size, metavar="HxW", help="size of delivered images (default: theirs, or 224x224)"
     )

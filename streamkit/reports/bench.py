@@ -39,7 +39,9 @@ from streamkit.reports.text import bar, human, table
 from streamkit.rooted import shards_root
 
 DEFAULT_SIZE = (224, 224)
+_BATCH_SIZE = 32
 _MIN_BATCHES = 200
+_MAX_ROWS = 1 << 20  # with repeats; more batches would be more memory and no better figures
 _LARGER = 8
 _SOME_FILES = 1000
 Frontend = Callable[[str | os.PathLike[str], dict[str, Any]], Iterable[Any]]
@@ -49,7 +51,7 @@ def bench(
     path: str | os.PathLike[str],
     *,
     split: str | None = None,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     image_size: Size | None = None,
     n_samples: int = 256,
     frontend: Frontend | None = None,
@@ -61,7 +63,7 @@ def bench(
     Args:
         path: the dataset's folder.
         split: its name; the largest one by default.
-        batch_size: samples a batch.
+        batch_size: samples a batch, at most those of the split; 32 by default, or all of a smaller split.
         image_size: (height, width) [pixel] of images as delivered; by default their own where they have one, else 224 x 224.
         n_samples: samples that each stage is tried on, drawn fairly.
         frontend: makes an iterable of a framework's batches of (path, arguments of Loader); None leaves it out.
@@ -73,16 +75,23 @@ def bench(
         all threads), limits, bound (the largest stage), advice (changes tried, the best first).
 
     Raises:
-        UsageError: no such dataset or split, or a number that is too small.
+        UsageError: no such dataset or split, or a number that is too small or too large.
         DamagedError: the dataset is damaged.
     """
-    if n_samples < 1 or batch_size < 1:
+    if n_samples < 1 or (batch_size is not None and batch_size < 1):
         raise UsageError(f"{n_samples} samples in batches of {batch_size}, expected 1 or more of each")
     tick = (progress or _unseen)(4)
     manifest = Manifest.load(local_only(path, "bench"))
     chosen = manifest.split(split or max(manifest.splits.values(), key=lambda s: s.samples).name)
     if not chosen.samples:
         raise UsageError(f"split {chosen.name!r} has no samples", path=path)
+    batch_size = batch_size or min(_BATCH_SIZE, chosen.samples)
+    if batch_size > chosen.samples:
+        raise UsageError(
+            f"a batch of {batch_size} samples is wanted, split {chosen.name!r} has {chosen.samples}",
+            path=path,
+            hint=f"Use --batch-size {chosen.samples} or less.",
+        )
     size = image_size or _size(manifest)
     payloads = list(manifest.schema.payloads)
     root = shards_root(path, manifest.root, None, manifest.dataset_id)
@@ -96,8 +105,9 @@ def bench(
     options: dict[str, Any] = {"split": chosen.name, "batch_size": batch_size}
     if any(f.is_image for f in payloads):
         options["image_size"] = size
-    if chosen.samples < _MIN_BATCHES * batch_size:  # else starting epochs is all that would be measured
-        options["rows"] = np.resize(np.arange(chosen.samples), _MIN_BATCHES * batch_size)
+    n_rows = min(_MIN_BATCHES * batch_size, max(_MAX_ROWS, 2 * _LARGER * batch_size))
+    if chosen.samples < n_rows:  # else starting epochs is all that would be measured
+        options["rows"] = np.resize(np.arange(chosen.samples), n_rows)
     loader = Loader(path, **options)
     cpu, rate = _running(loader, batch_size, budget_s * 2)
     tick(1)
