@@ -25,7 +25,7 @@ from streamkit.reports.croissant import croissant, write_croissant
 from streamkit.reports.dali import record_places, write_dali_index
 from streamkit.reports.info import as_text, info
 from streamkit.reports.samples import samples
-from streamkit.reports.text import bar
+from streamkit.reports.text import bar, table
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -102,6 +102,12 @@ def test_bars_are_in_proportion(value: float, width: int) -> None:
     assert len(text) <= width
     assert bool(text) == (value > 0)
     assert len(text) >= width * value / 100 - 0.5
+
+
+def test_tables_are_aligned_for_wide_and_combining_characters() -> None:
+    rows = [("class", "n"), ("猫", "1"), ("한국어", "22"), ("e\u0301le\u0300ve", "3"), ("żółw", "4")]
+    lines = table(rows).splitlines()
+    assert lines == ["class   n", "猫      1", "한국어  22", "e\u0301le\u0300ve   3", "żółw    4"]
 
 
 def test_many_classes_are_cut_and_counted(tmp_path: Path) -> None:

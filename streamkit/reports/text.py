@@ -3,12 +3,15 @@
 >>> print(table([("split", "samples"), ("train", "10")]))
 split  samples
 train  10
+>>> width("猫 cat")
+6
 >>> bar(3, 4, width=8)
 '██████'
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +29,13 @@ def human(nbytes: float) -> str:
 
 def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equal length as aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(c + " " * (w - width(c)) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+
+
+def width(text: str) -> int:
+    """Columns of a terminal that a text takes. Source: Unicode Standard Annex 11 (East Asian Width)."""
+    return sum((unicodedata.east_asian_width(c) in "WF") + 1 for c in text if not unicodedata.combining(c))
 
 
 def bar(value: float, largest: float, width: int = 24) -> str:
