@@ -26,7 +26,7 @@ import streamkit
 from streamkit.blocks import wait_until
 from streamkit.errors import DamagedError, RefusedError, RemoteError, UsageError
 from streamkit.remote import patience
-from streamkit.remote.address import Address
+from streamkit.remote.address import Address, place
 from streamkit.remote.connection import Connection
 from streamkit.remote.ranges import Wanted, read_ranges
 from streamkit.remote.sending import upload
@@ -146,6 +146,11 @@ def test_a_refusal_is_not_tried_again_and_holds_no_secret(server: Served, status
     assert len(server.asked) == 1
     for secret in ("s3cret", "1f2e3d", "AKIAIOSF", "ann"):
         assert secret not in str(caught.value) + repr(caught.value) + str(caught.value.path)
+
+
+def test_a_scheme_may_be_in_capitals(server: Served) -> None:
+    assert str(place("S3://Bucket/Out")) == "s3://Bucket/Out"
+    assert streamkit.open(server.url.replace("http://", "HTTP://")) == streamkit.open(server.url)
 
 
 def test_no_secret_shows_when_reading_works(server: Served, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,7 @@ def place(path: str | os.PathLike[str] | Address) -> Path | Address:
         return Path(unquote(text[found.end() :]))
     if found is None:
         return Path(text)
+    text = found[1].lower() + text[found.end(1) :]  # schemes are the same in capitals, but fsspec knows small ones only
     head, query = text.split("?", 1) if found[1].lower() in _HTTP and "?" in text else (text, "")
     if not head[found.end() :].strip("/"):
         raise UsageError("this address names no folder", path=redacted(text), hint="Write it like s3://bucket/folder.")
