@@ -12,10 +12,9 @@ from __future__ import annotations
 import errno
 import os
 import resource
-import tempfile
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from streamkit.errors import ResourceError, StreamkitError
@@ -25,7 +24,8 @@ from streamkit.errors import ResourceError, StreamkitError
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file under a temporary name; on success fsync it and rename it to `path`, else remove it."""
     final = Path(path)
-    temporary = final.with_name(f".{final.name}.tmp-{uuid.uuid4().hex[:12]}")
+    stem = os.fsdecode(os.fsencode(final.name)[:200])  # a name of 255 bytes leaves no room for more
+    temporary = final.with_name(f".{stem}.tmp-{uuid.uuid4().hex[:12]}")
     try:
         yield temporary
         fd = os.open(temporary, os.O_RDONLY)
@@ -36,31 +36,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, final)
         sync_folder(final.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _forget(temporary)
         raise os_error(error, final) from error
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        _forget(temporary)
         raise
+
+
+def _forget(temporary: Path) -> None:
+    with suppress(OSError):  # it was never made, or what went wrong goes on: that is told already
+        temporary.unlink()
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a small file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
-
-
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise before long work what `write_atomic` would raise after it: that the file's folder takes no file."""
-    final = Path(path)
-    if final.is_dir():
-        raise ResourceError("this is a folder, and a file is to be written", path=path, hint="Name a file in it.")
-    if not final.parent.is_dir():
-        raise ResourceError(f"there is no folder {final.parent}", path=path, hint="Make it, or write elsewhere.")
-    try:
-        with tempfile.TemporaryFile(dir=final.parent):
-            pass
-    except OSError as error:
-        raise os_error(error, final) from error
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

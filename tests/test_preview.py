@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reading import convert, flip, numbered, ragged_folder
 
+from streamkit import ResourceError
 from streamkit.cli import main
 from streamkit.reports import views
-from streamkit.reports.page import escaped, page
+from streamkit.reports.page import escaped, page, write_page
 from streamkit.reports.preview import _item, _Light, preview, write_preview
 from streamkit.schema import Field, Schema
 
@@ -374,3 +376,17 @@ def test_hostile_names_are_shown_and_do_nothing(chromium: Any, tmp_path: Path) -
         tab.get_by_label("All classes").select_option(name)
         assert tab.locator(".card").count() == 1
     assert name in {c["name"] for c in data["classes"]}
+
+
+def test_where_a_page_goes(tmp_path: Path) -> None:
+    (tmp_path / "real.html").write_text("old")
+    (tmp_path / "link.html").symlink_to("real.html")
+    write_page(tmp_path / "link.html", "new", {}, ["charts.js"])
+    assert (tmp_path / "link.html").is_symlink() and "<title>new" in (tmp_path / "real.html").read_text()
+    name = "n" * 250 + ".html"
+    write_page(tmp_path / name, "long", {}, ["charts.js"])
+    assert sorted(os.listdir(tmp_path)) == ["link.html", name, "real.html"]
+    wrong = {"": "a folder", str(tmp_path): "a folder", "/dev/null": "no regular file"}
+    for path, said in (wrong | {str(tmp_path / "real.html" / "x"): "there is no folder"}).items():
+        with pytest.raises(ResourceError, match=said):
+            write_page(path, "x", {}, ["charts.js"])

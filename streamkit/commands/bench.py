@@ -47,12 +47,12 @@ def arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from streamkit.atomic import check_writable
     from streamkit.reports import bench, cluster
+    from streamkit.reports.page import page_file
 
     model = None if args.simulate is None else cluster.Cluster.parse(args.simulate)
     if args.html:
-        check_writable(args.html)
+        page_file(args.html)
     found = bench.bench(
         args.out,
         split=args.split,

@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 
-from streamkit.atomic import write_atomic
 from streamkit.errors import UsageError, one_line
 from streamkit.index import Index
 from streamkit.loader import Loader
@@ -33,7 +32,7 @@ from streamkit.remote.address import local_only
 from streamkit.reports import limits
 from streamkit.reports.advice import MIN_GAIN, Change, changes, gain
 from streamkit.reports.cluster import Cluster, simulate
-from streamkit.reports.page import page
+from streamkit.reports.page import write_page
 from streamkit.reports.stages import Size, stage_seconds
 from streamkit.reports.text import bar, human, table
 from streamkit.rooted import shards_root
@@ -219,7 +218,7 @@ def simulation(path: str | os.PathLike[str], found: Mapping[str, Any], model: Cl
 def write_html(path: str | os.PathLike[str], found: Mapping[str, Any]) -> None:
     """Write the figures as a page."""
     data = {**found, "conclusion": conclusion(found), "out": Path(found["out"]).resolve().name}
-    write_atomic(path, page(f"{data['out']}: bench", data, ["charts.js", "bench.js"]).encode())
+    write_page(path, f"{data['out']}: bench", data, ["charts.js", "bench.js"])
 
 
 def as_text(found: Mapping[str, Any]) -> str:

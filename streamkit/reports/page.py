@@ -17,11 +17,15 @@ import base64
 import hashlib
 import html
 import json
+import os
+import tempfile
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from streamkit.errors import one_line
+from streamkit.atomic import os_error, write_atomic
+from streamkit.errors import ResourceError, one_line
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -66,3 +70,29 @@ def page(title: str, data: Any, scripts: Sequence[str]) -> str:
     return _PAGE.format(
         title=html.escape(one_line(title)), digest=digest, style=style, data=escaped(data), script=script
     )
+
+
+def page_file(path: str | os.PathLike[str]) -> Path:
+    """Where a page is written; looked at before long work. Links are followed: the user has put them there.
+
+    Raises:
+        ResourceError: a folder, a device, or no name; or nothing can be written there.
+    """
+    final = Path(os.path.realpath(path))
+    if not os.fspath(path) or final.is_dir():
+        raise ResourceError("a page is a file, and this is a folder", path=final, hint="Name a file in it.")
+    if final.exists() and not final.is_file():
+        raise ResourceError("this is no regular file", path=final, hint="Name a file to write.")
+    if not final.parent.is_dir():
+        raise ResourceError(f"there is no folder {final.parent}", path=final, hint="Make it, or write elsewhere.")
+    try:
+        with tempfile.TemporaryFile(dir=final.parent):
+            pass
+    except OSError as error:
+        raise os_error(error, final) from error
+    return final
+
+
+def write_page(path: str | os.PathLike[str], title: str, data: Any, scripts: Sequence[str]) -> None:
+    """Write a page; arguments as `page`, errors as `page_file`."""
+    write_atomic(page_file(path), page(title, data, scripts).encode())

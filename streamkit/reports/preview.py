@@ -10,21 +10,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from streamkit.atomic import check_writable, write_atomic
-from streamkit.errors import DamagedError, UsageError
+from streamkit.convert import skipped
+from streamkit.errors import UsageError
 from streamkit.manifest import Manifest
 from streamkit.remote.address import local_only
 from streamkit.reports import sampling, views
 from streamkit.reports.info import info
-from streamkit.reports.page import page
+from streamkit.reports.page import page_file, write_page
 from streamkit.reports.samples import read
 from streamkit.schema import Schema
 
@@ -45,12 +44,11 @@ def write_preview(
     """Write the page of a dataset to `html`; arguments and errors as `preview`.
 
     Raises:
-        ResourceError: `html` cannot be written, which is found before a sample is read.
+        ResourceError: `html` is no file or cannot be written, which is found before a sample is read.
     """
-    check_writable(html)  # reading the samples may take minutes
+    page_file(html)  # reading the samples may take minutes
     data = preview(path, n_samples, progress)
-    text = page(f"{data['name']}: {data['samples']:,} samples", data, ["charts.js", "preview.js"])
-    write_atomic(html, text.encode())
+    write_page(html, f"{data['name']}: {data['samples']:,} samples", data, ["charts.js", "preview.js"])
 
 
 def preview(
@@ -216,15 +214,5 @@ def _columns(root: Path, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _skipped(root: Path, count: int) -> list[dict[str, str]]:
-    """The first lines of skipped.jsonl."""
-    return list(_skipped_lines(root / "skipped.jsonl")) if count else []
-
-
-def _skipped_lines(path: Path) -> Iterator[dict[str, str]]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            for line, _ in zip(file, range(_MAX_SKIPPED), strict=False):
-                item = json.loads(line)
-                yield {"key": str(item["key"]), "reason": str(item["reason"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"the list of skipped items cannot be read: {error}", path=path) from None
+    """The first of the items that were left out."""
+    return [{"key": item.key, "reason": item.reason} for item in skipped.read(root, _MAX_SKIPPED)] if count else []

@@ -13,8 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from streamkit.atomic import write_atomic
-from streamkit.reports.page import page
+from streamkit.reports.page import write_page
 
 _MAX_POINTS = 1000  # of memory over time; a run of days has more readings than a screen has pixels
 
@@ -77,7 +76,7 @@ def write_report(
     data["missing"] = monitor.missing
     title = f"{os.path.basename(os.path.abspath(str(facts['dataset'])))}: training"
     data["title"] = title
-    write_atomic(path, page(title, data, ["charts.js", "training.js"]).encode())
+    write_page(path, title, data, ["charts.js", "training.js"])
 
 
 def _finite(value: Any) -> Any:
