@@ -1,15 +1,16 @@
 """How much of a server's bandwidth reaches the training loop, when every answer takes 50 ms and connections are warm.
 
 A server of its own process answers byte ranges by HTTP after a wait, and gives all clients together a fixed bandwidth.
-What it gives is measured by plain parallel downloads of whole shards; the loader's figure is the payload of a whole epoch
-by the time from its first batch asked for to its last. Beside shuffled reading stands what `streamkit bench --simulate`
-says of one such node.
+What it gives is measured by plain parallel downloads of whole shards, in every round; the loader's figure is the payload of
+a whole epoch by the time from its first batch asked for to its last. Beside shuffled reading stands what
+`streamkit bench --simulate` says of one such node.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import subprocess
 import sys
@@ -28,14 +29,17 @@ LATENCY_S = 0.05
 RATES = (20, 60, 125)  # [MB/s]
 TARGET = 0.8
 _SAMPLES = {"110 KB": (110_000, 2_000), "16 KB": (16_384, 12_000)}  # bytes a sample, samples
+_ORDERS = ("shuffled", "shuffled, empty cache_dir", "stored order")
 _CHUNK = 1 << 16
 
 
 def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
     """Measure every sample size, order and bandwidth `rounds` times."""
     import streamkit
+    from benchmarks import measure  # here, as the server runs this file by itself
     from streamkit.reports.cluster import Cluster, simulate
 
+    begun = os.getloadavg()[0]
     points: list[dict[str, Any]] = []
     for name, (nbytes, n) in _SAMPLES.items():
         source, out = work / f"remote-{nbytes}.npy", work / f"remote-{nbytes}"
@@ -46,15 +50,19 @@ def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
         here = _samples_per_s(streamkit.Loader(out, batch_size=64))
         for rate in RATES:
             with _server(out, rate) as url:
-                gives = _gives(url, out)
-                for order in ("shuffled", "shuffled, empty cache_dir", "stored order"):
-                    found = [_delivered(url, order, work / "cache") for _ in range(rounds)]
-                    point = {"samples": name, "order": order, "gives": gives, "loader": median(found)}
+                turns = [
+                    (_gives(url, out), *(_delivered(url, order, work / "cache") for order in _ORDERS))
+                    for _ in range(rounds)
+                ]
+                gives, *delivered = (median(column) for column in zip(*turns, strict=True))
+                for order, loader in zip(_ORDERS, delivered, strict=True):
+                    point = {"samples": name, "order": order, "gives": gives, "loader": loader}
                     if order == "shuffled":
                         node = Cluster(nodes=1, bandwidth=gives * 1e6, latency=LATENCY_S, batch=64)
                         point["model"] = simulate(node, n_scaled, nbytes, 0, here)["samples_per_s"] * nbytes / 1e6
                     points.append(point)
-    return {"task": "remote", "latency_s": LATENCY_S, "points": points}
+    facts = measure.facts() | {"load": [begun, os.getloadavg()[0]], "rounds": rounds}
+    return {"task": "remote", "facts": facts, "latency_s": LATENCY_S, "points": points}
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -62,7 +70,7 @@ def table(result: Mapping[str, Any]) -> str:
     lines = [
         f"### {TITLE}",
         "",
-        "| samples | order | server gives [MB/s] | loader [MB/s] | share | the model says [MB/s] |",
+        f"| samples | order | server gives [MB/s] | loader [MB/s] | share (wanted: {TARGET}) | the model says [MB/s] |",
         "|---|---|---|---|---|---|",
     ]
     for p in result["points"]:
