@@ -6,6 +6,10 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #define AT_ONCE 4 /* rows: the place of a run is looked up once for all of them, and their misses overlap */
 
 #define GATHER(type)                                                                                                   \
@@ -23,10 +27,40 @@
     }                                                                                                                  \
     break
 
+#if defined(__x86_64__)
+/* Whether runs of one byte are those of pictures whose chunks hold one colour each: red, green, blue, from three places
+ * that go on byte by byte for four pixels at least. */
+static int are_colours(int64_t n_runs, const int32_t *starts) {
+    if (n_runs % 12 || !__builtin_cpu_supports("ssse3"))
+        return 0;
+    for (int64_t k = 0; k < n_runs; k++)
+        if (starts[k] != starts[k - k % 12 + k % 3] + k % 12 / 3)
+            return 0;
+    return 1;
+}
+
+/* Four pixels at a time: twelve bytes by three loads and one shuffle. */
+__attribute__((target("ssse3"))) static void gather_colours(const char *from, char *to, int64_t n_runs,
+                                                            const int32_t *starts) {
+    const __m128i mixed = _mm_setr_epi8(0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11, 12, 13, 14, 15);
+    for (int64_t k = 0; k < n_runs; k += 12) {
+        int32_t red, green, blue;
+        memcpy(&red, from + starts[k], 4);
+        memcpy(&green, from + starts[k + 1], 4);
+        memcpy(&blue, from + starts[k + 2], 4);
+        __m128i pixels = _mm_shuffle_epi8(_mm_setr_epi32(red, green, blue, 0), mixed);
+        memcpy(to + k, &pixels, 12);
+    }
+}
+#endif
+
 /* Row i of `out` (n, n_runs * run_nbytes) is put together from runs that begin at rows[i] + starts[k]. They lie far
  * apart, so the lines of the next rows are fetched meanwhile: about one at lines[j] each. */
 void streamkit_gather(int64_t n, const char *const *rows, char *out, int64_t n_runs, const int32_t *starts,
                       int64_t run_nbytes, int64_t n_lines, const int32_t *lines) {
+#if defined(__x86_64__)
+    int colours = run_nbytes == 1 && are_colours(n_runs, starts);
+#endif
     for (int64_t i = 0; i < n; i += AT_ONCE) {
         const char *from[AT_ONCE];
         char *to[AT_ONCE];
@@ -38,6 +72,13 @@ void streamkit_gather(int64_t n, const char *const *rows, char *out, int64_t n_r
         for (int64_t ahead = i + AT_ONCE; ahead < n && ahead < i + 2 * AT_ONCE; ahead++)
             for (int64_t j = 0; j < n_lines; j++)
                 __builtin_prefetch(rows[ahead] + lines[j]);
+#if defined(__x86_64__)
+        if (colours) {
+            for (int64_t j = 0; j < AT_ONCE && i + j < n; j++)
+                gather_colours(from[j], to[j], n_runs, starts);
+            continue;
+        }
+#endif
         switch (run_nbytes) {
         case 1:
             GATHER(uint8_t);

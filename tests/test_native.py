@@ -219,6 +219,34 @@ def test_both_put_rows_together(n: int, starts: list[int], run_nbytes: int) -> N
     assert made[0] == made[1] == np.array(expected, np.uint8).tobytes()
 
 
+@needs_compiler
+@given(
+    n=st.integers(0, 9),
+    tiles=st.integers(1, 6),
+    width=st.sampled_from([2, 4, 8]),
+    planes=st.sampled_from([1, 2, 3, 4]),
+    odd=st.one_of(st.none(), st.integers(0, 10_000)),
+)
+def test_both_put_pixels_together_of_chunks_that_hold_one_colour_each(
+    n: int, tiles: int, width: int, planes: int, odd: int | None
+) -> None:
+    """Runs of one byte from several planes in turn, as h5py's guess lays pictures out; `odd`: but for one of them."""
+    random = np.random.default_rng(n)
+    tile, column, plane = np.indices((tiles, width, planes)).reshape(3, -1)
+    starts = ((plane * tiles + tile) * 50 + column).astype(np.int32)
+    if odd is not None:
+        starts[odd % len(starts)] += 1
+    source = random.integers(0, 256, 50 * tiles * planes + 600, np.uint8)
+    offsets = random.integers(0, 500, n)
+    expected = source[offsets[:, None] + starts]
+    for library in (native._library, None):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(native, "_library", library)
+            memory = np.zeros(n * len(starts), np.uint8)
+            native.gather([source], np.zeros(n, np.int64), offsets, starts, 1, memory)
+            assert memory.tobytes() == expected.tobytes()
+
+
 def test_rows_do_not_leave_their_source() -> None:
     source, places = np.zeros(8, np.uint8), np.array([0, 4], np.int32)
     for offset, n_rows in ((1, 1), (-4, 1), (0, 2)):
