@@ -161,9 +161,9 @@ class Manifest:
         except RefusedError as refused:
             raise RefusedError(refused.what, path=path) from None
         except ValueError as error:
-            raise DamagedError(f"this is no manifest ({error})", path=path, hint=_AGAIN) from None
+            raise DamagedError(f"this is no manifest ({error})", path=path, hint=MAKE_AGAIN) from None
         if not isinstance(data, dict) or "format_version" not in data:
-            raise DamagedError("this is no streamkit manifest: format_version is missing", path=path)
+            raise DamagedError("this is no streamkit manifest: format_version is missing", path=path, hint=MAKE_AGAIN)
         if data["format_version"] != FORMAT_VERSION:
             raise FormatVersionError(
                 f"format_version is {data['format_version']!r}, this release reads {FORMAT_VERSION}",
@@ -176,7 +176,7 @@ class Manifest:
         except ValueError:  # a number beyond what JSON can say, such as 1e999
             found = None
         if found is None or found != claimed:
-            raise DamagedError("the content does not match dataset_id: it was altered", path=path, hint=_AGAIN)
+            raise DamagedError("the content does not match dataset_id: it was altered", path=path, hint=MAKE_AGAIN)
         try:
             return cls(
                 format=data["format"],
@@ -192,7 +192,9 @@ class Manifest:
                 path=path,
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"a fact is missing or of the wrong kind ({error})", path=path, hint=_AGAIN) from None
+            raise DamagedError(
+                f"a fact is missing or of the wrong kind ({error})", path=path, hint=MAKE_AGAIN
+            ) from None
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], digest: str | None = None) -> Self:
@@ -233,11 +235,17 @@ def _read_here(root: Path, file: Path) -> bytes:
         raise ResourceError(f"cannot be read: {(error.strerror or str(error)).lower()}", path=file) from None
     if not root.exists():
         raise UsageError("this path does not exist", path=root, hint="Give the folder that `streamkit convert` made.")
-    if (root / WORK_FOLDER).exists() or any(root.glob("*-00000.*")):
+    if (root / WORK_FOLDER).exists():
         raise DamagedError(
             "the conversion never finished: there is no manifest.json",
             path=root,
             hint="Run the same convert again.",
+        )
+    if any(root.glob("*-00000.*")):  # the work folder goes after the manifest came, so it was there once
+        raise DamagedError(
+            "manifest.json is missing, though shards are there",
+            path=root,
+            hint="Restore it from a copy, or convert again into a new folder.",
         )
     source = shlex.quote(str(root))
     raise UsageError(
@@ -264,4 +272,4 @@ def _read_far(file: Address) -> bytes:
 
 
 WORK_FOLDER = ".streamkit"  # journal and lock of a conversion under way; gone after success
-_AGAIN = "Restore it from a copy, or convert again with --overwrite."
+MAKE_AGAIN = "Restore it from a copy, or run the same `streamkit convert` again with --overwrite."

@@ -894,6 +894,9 @@ def test_what_is_no_dataset(made: Path, tmp_path: Path) -> None:
 def test_an_unfinished_dataset(made: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(made / "table", tmp_path / "out"))
     (path / "manifest.json").unlink()
+    with pytest.raises(DamagedError, match=r"manifest.json is missing.*into a new folder"):
+        Loader(path)
+    (path / ".streamkit").mkdir()
     with pytest.raises(DamagedError, match=r"never finished.*same convert again"):
         Loader(path)
 

@@ -289,6 +289,9 @@ def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a file"):
         streamkit.open(tmp_path / "file")
     (tmp_path / "train-00000.tfrecord").write_bytes(b"")
+    with pytest.raises(DamagedError, match=r"manifest.json is missing.*copy, or convert again into a new folder"):
+        streamkit.open(tmp_path)
+    (tmp_path / ".streamkit").mkdir()
     with pytest.raises(DamagedError, match="never finished"):
         streamkit.open(tmp_path)
 

@@ -232,7 +232,13 @@ def test_the_command_reports_and_exits_with_4(
     assert row["key"] in capsys.readouterr().out
     (path / "manifest.json").write_text("{}")
     assert main(["verify", str(path), "--json"]) == 4
-    assert json.loads(capsys.readouterr().out)["problems"][0]["shard"] == "manifest.json"
+    said = capsys.readouterr()
+    assert json.loads(said.out)["problems"][0]["shard"] == "manifest.json"
+    assert "--overwrite" in said.err and "repair" not in said.err
+    (path / "manifest.json").unlink()
+    assert main(["verify", str(path)]) == 4
+    said = capsys.readouterr()
+    assert "new folder" in said.err and "repair" not in said.err
     assert main(["verify", str(path / "nothing")]) == 2
 
 

@@ -49,10 +49,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         show(as_text(report))
     if not report.ok:
+        # without a manifest there is nothing to repair by, and adopted files are never written
+        repair = f"Run `streamkit repair {args.out} --source SRC`, or with --drop instead of --source."
         raise (RefusedError if report.refused else DamagedError)(
-            counted(report),
-            path=args.out,
-            hint=ADOPT_AGAIN
-            if report.adopted
-            else f"Run `streamkit repair {args.out} --source SRC`, or with --drop instead of --source.",
+            counted(report), path=args.out, hint=report.hint or (ADOPT_AGAIN if report.adopted else repair)
         )

@@ -31,7 +31,7 @@ from streamkit.health.report import Problem, Report
 from streamkit.health.scan import Scan, scan
 from streamkit.index import Index
 from streamkit.loose import LooseFiles
-from streamkit.manifest import FILE_NAME, Manifest
+from streamkit.manifest import FILE_NAME, MAKE_AGAIN, Manifest
 from streamkit.native import BadRange
 from streamkit.remote.address import Address, place
 from streamkit.rooted import shards_root
@@ -77,7 +77,7 @@ def verify(
     try:
         manifest = Manifest.load(path)
     except DamagedError as error:
-        return Report(str(place(path)), mode, problems=(Problem(FILE_NAME, error.what),))
+        return Report(str(place(path)), mode, problems=(Problem(FILE_NAME, error.what),), hint=error.hint or MAKE_AGAIN)
     folder, below = place(path), shards_root(path, manifest.root, root, manifest.dataset_id)
     check = Check(folder, manifest, workers, progress, below)
     problems = list(check.quick() if quick else check.all())

@@ -45,6 +45,7 @@ class Report:
         problems: everything that is wrong, file by file, records ascending.
         seconds: wall time [s].
         adopted: True where the shards are files of the user's own.
+        hint: the next step where there is no manifest to repair by, else "".
     """
 
     out: str
@@ -55,6 +56,7 @@ class Report:
     problems: tuple[Problem, ...] = ()
     seconds: float = 0.0
     adopted: bool = False
+    hint: str = ""
 
     @property
     def ok(self) -> bool:
