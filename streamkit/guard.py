@@ -6,11 +6,14 @@
 2
 >>> regular_file(file).st_size
 2
+>>> mend("my out")
+"Run `streamkit verify 'my out'` for the full list, then `streamkit repair`."
 """
 
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 
 from streamkit.errors import RefusedError
@@ -33,4 +36,4 @@ def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
 
 def mend(folder: str | os.PathLike[str]) -> str:
     """The next step after damage was met: what finds all of it, and what mends it."""
-    return f"Run `streamkit verify {os.fspath(folder)}` for the full list, then `streamkit repair`."
+    return f"Run `streamkit verify {shlex.quote(os.fspath(folder))}` for the full list, then `streamkit repair`."

@@ -228,6 +228,10 @@ def test_the_command_reports_and_exits_with_4(
     assert not facts["ok"] and facts["problems"][0]["key"] == row["key"]
     assert set(facts["problems"][0]) == {"shard", "record", "key", "reason"}
     assert said.err.count("\n") == 1 and "streamkit repair" in said.err
+    spaced = path.rename(path.with_name("my out"))
+    assert main(["verify", str(spaced), "--json"]) == 4
+    assert f"`streamkit repair '{spaced}' --source" in capsys.readouterr().err
+    spaced.rename(path)
     assert main(["verify", str(path)]) == 4
     assert row["key"] in capsys.readouterr().out
     (path / "manifest.json").write_text("{}")

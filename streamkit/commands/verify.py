@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 
 from streamkit.terminal import progress_bar, show, show_json
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
         show(as_text(report))
     if not report.ok:
         # without a manifest there is nothing to repair by, and adopted files are never written
-        repair = f"Run `streamkit repair {args.out} --source SRC`, or with --drop instead of --source."
+        repair = f"Run `streamkit repair {shlex.quote(args.out)} --source SRC`, or with --drop instead of --source."
         raise (RefusedError if report.refused else DamagedError)(
             counted(report), path=args.out, hint=report.hint or (ADOPT_AGAIN if report.adopted else repair)
         )
