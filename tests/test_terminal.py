@@ -198,6 +198,18 @@ def test_bash_completes(tmp_path: Path) -> None:
     assert set(in_shell("bash", ask + "streamkit convert --format ''")) == {"tfrecord", "hdf5"}
 
 
+def test_zsh_completes_sourced_and_from_fpath(tmp_path: Path) -> None:
+    path = tmp_path / "_streamkit"
+    path.write_text(completion("zsh"))
+    assert "== (eval|file) ]]" in path.read_text()
+    begin = f"autoload -U compinit; fpath=({tmp_path} $fpath); compinit -u -d {tmp_path}/dump; "
+    for how in (f"source {path}", f"source <(cat {path})", f'eval "$(cat {path})"'):
+        assert in_shell("zsh", f"{begin}{how}; print $_comps[streamkit]", "-f") == ["_shtab_streamkit"]
+    # what completion calls is stood in for: outside of its widget it cannot run
+    call = "_arguments() { print called }; _streamkit; _streamkit"
+    assert in_shell("zsh", f"{begin}print $_comps[streamkit]; {call}", "-f") == ["_streamkit", "called", "called"]
+
+
 def test_fish_completes(tmp_path: Path) -> None:
     path = tmp_path / "script.fish"
     path.write_text(completion("fish"))

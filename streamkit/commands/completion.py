@@ -15,7 +15,8 @@ from streamkit.terminal import show
 
 HELP = "print a script that completes commands, options and paths in a shell"
 DESCRIPTION = (
-    "Print a completion script. bash: source it from ~/.bashrc. zsh: save it as _streamkit in a folder of $fpath. "
+    "Print a completion script. bash: source it from ~/.bashrc. zsh: source it after compinit, or save it as "
+    "_streamkit in a folder of $fpath. "
     "fish: save it as ~/.config/fish/completions/streamkit.fish."
 )
 EXAMPLE = "streamkit completion bash"
@@ -36,4 +37,5 @@ def run(args: argparse.Namespace) -> None:
         for action in command._actions:
             if action.metavar in ("SRC", "OUT", "DIR", "FILE"):
                 action.complete = shtab.FILE if action.metavar in ("SRC", "FILE") else shtab.DIRECTORY
-    show(shtab.complete(top, args.shell))
+    # shtab's zsh script takes `source` for a call from fpath, and fails; only `eval` registers it there
+    show(shtab.complete(top, args.shell).replace("zsh_eval_context[-1] == eval", "zsh_eval_context[-1] == (eval|file)"))
