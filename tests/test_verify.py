@@ -222,6 +222,9 @@ def test_the_command_reports_and_exits_with_4(
     assert "is whole: 60 samples" in capsys.readouterr().out
     row = streamkit.open(path).index("train").slice(7, 1).to_pylist()[0]
     reading.flip(path / row["shard"], row["x.offset"])
+    assert main(["verify", str(path), "--quick"]) == 0
+    said = capsys.readouterr().out
+    assert "whole" not in said and "60 samples" in said and "bytes were not read" in said
     assert main(["verify", str(path), "--json"]) == 4
     said = capsys.readouterr()
     facts = json.loads(said.out)
