@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.arguments import refuses_unknown
 from streamkit.batch import BatchMaker
 from streamkit.blocks import Blocks
 from streamkit.buffers import Buffers
@@ -98,6 +99,7 @@ class Loader(Stream):
         DamagedError: files missing, cut or altered; while iterating, names shard, record and key.
     """
 
+    @refuses_unknown
     def __init__(
         self,
         path: str | os.PathLike[str],

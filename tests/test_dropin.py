@@ -38,6 +38,38 @@ def converted(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # keras.utils.image_dataset_from_directory -> streamkit.dataset
 
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("imagesize", "Did you mean 'image_size'?"),
+        ("image_sizes", "Did you mean 'image_size'?"),
+        ("validation_split", 'split="train[:80%]"'),
+        ("subset", "--split train=0.8,val=0.2"),
+        ("labels", "label_mode=None"),
+        ("zzz", "See help(streamkit.Loader)"),
+    ],
+)
+def test_arguments_that_do_not_exist(converted: Path, name: str, said: str) -> None:
+    weights: Any = {converted: 1}
+    for make in (streamkit.Loader, streamkit.dataset, streamkit.sequence):
+        with pytest.raises(UsageError) as caught:
+            make(converted, **{name: 1})
+        assert isinstance(caught.value, TypeError) and repr(name) in str(caught.value) and said in str(caught.value)
+    with pytest.raises(TypeError, match=f"there is no argument '{name}'"):
+        streamkit.mix(weights, **{name: 1})
+
+
+def test_every_argument_of_keras_exists_or_is_explained(converted: Path) -> None:
+    keras = pytest.importorskip("keras")
+    ours = inspect.signature(Loader).parameters
+    for name in inspect.signature(keras.utils.image_dataset_from_directory).parameters:
+        if name not in {*ours, "format"}:  # of the batches; new in Keras, and not in all that are supported
+            with pytest.raises(UsageError) as caught:
+                streamkit.dataset(converted, **{name: None})
+            assert "help(" not in str(caught.value), name
+
+
 SHARED = (
     "label_mode",
     "color_mode",

@@ -56,7 +56,18 @@ FLOORS = {
 ROOMS = (
     dict.fromkeys(
         (
-            *("ahead", "augment", "batch", "buffers", "choose", "mixing", "payloads", "pictures", "replicas"),
+            *(
+                "ahead",
+                "arguments",
+                "augment",
+                "batch",
+                "buffers",
+                "choose",
+                "mixing",
+                "payloads",
+                "pictures",
+                "replicas",
+            ),
             *("shuffling", "sizing", "skipping", "stream", "view"),
         ),
         "loader",
