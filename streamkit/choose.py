@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.errors import UsageError
+from streamkit.errors import UsageError, did_you_mean
 from streamkit.index import Index
 
 Ints = npt.NDArray[np.int64]
@@ -94,9 +94,20 @@ def _mask(index: Index, where: Any) -> npt.NDArray[np.bool_]:
         if not pa.types.is_boolean(table.schema.field("chosen").type):
             raise pa.ArrowInvalid("it is no comparison")
     except pa.ArrowException as error:
-        columns = ", ".join(index.names)
-        raise UsageError(f"where cannot be applied: {error}", hint=f"The index has {columns}.") from None
+        raise _inapplicable(str(error), index.names) from None
     return np.asarray(table.column("chosen").fill_null(False).to_numpy(), np.bool_)
+
+
+def _inapplicable(said: str, columns: Sequence[str]) -> UsageError:
+    """One line of what Arrow says in several."""
+    hint = f"The index has {', '.join(columns)}."
+    if (missing := re.match(r"No match for FieldRef\.Name\((.*?)\) in ", said)) is not None:
+        return UsageError(f"where: there is no column {missing[1]!r}", hint=did_you_mean(missing[1], columns) + hint)
+    if (types := re.search(r"no kernel matching input types \((.+), (.+)\)", said)) is not None:
+        if types[2] == "string":
+            hint = 'Labels are numbers: streamkit.open(OUT).class_names.index("cat") is that of cat.'
+        return UsageError(f"where compares {types[1]} with {types[2]}", hint=hint)
+    return UsageError(f"where cannot be applied: {said.splitlines()[0]}", hint=hint)
 
 
 def by_class(
@@ -118,6 +129,11 @@ def by_class(
         weights = dict.fromkeys(found.tolist(), 1.0)
     elif isinstance(balance, Mapping):
         number = {text: i for i, text in name.items()}
+        unknown = next((key for key in balance if isinstance(key, str) and key not in number), None)
+        if unknown is not None:
+            names = ", ".join(class_names[:20]) + ", ..." * (len(class_names) > 20)
+            hint = f"{did_you_mean(unknown, class_names)}Classes are {names or 'numbers'}."
+            raise UsageError(f"balance: there is no class {unknown!r}", hint=hint)
         weights = {number.get(key, key): _weight(key, weight) for key, weight in balance.items()}
         missing = [i for i in found.tolist() if i not in weights]
         absent = [key for key, weight in weights.items() if weight and key not in found.tolist()]

@@ -133,8 +133,24 @@ def test_balance_names_classes_and_needs_a_label(tmp_path: Path, many_photos: Pa
     loader = Loader(out, balance={"bird": 1, "cat": 1, "dog": 2}, batch_size=10, image_size=(8, 8))
     assert np.bincount(np.concatenate([y for _, y in loader])).tolist() == [15, 15, 30]
     np.save(tmp_path / "x.npy", np.zeros((4, 2)))
+    with pytest.raises(UsageError, match=r"no class 'dgo'\. Did you mean 'dog'\? Classes are bird, cat, dog"):
+        Loader(out, balance={"bird": 1, "cat": 1, "dgo": 2}, image_size=(8, 8))
     with pytest.raises(UsageError, match="balance needs a label"):
         Loader(convert(tmp_path / "x.npy", tmp_path / "x"), balance=True)
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        (pc.field("lable") == 1, r"no column 'lable'\. Did you mean 'label'\? The index has key, "),
+        (pc.field("label") == "catt", r"int64 with string\. Labels are numbers: .*class_names\.index"),
+        (pc.field("label") + 1, "it is no comparison"),
+    ],
+)
+def test_where_that_cannot_be(made: Path, where: Any, says: str) -> None:
+    with pytest.raises(UsageError, match=says) as caught:
+        Loader(made / "skewed", where=where)
+    assert "\\n" not in str(caught.value)
 
 
 def test_balance_of_chunked_data_is_exact_too(made: Path) -> None:
