@@ -132,6 +132,17 @@ def test_classes_by_name_masks_and_arrays(tmp_path: Path) -> None:
     assert any("4 members .flac were left" in notice for notice in report.notices)
 
 
+def test_folders_in_a_tar_are_no_classes_and_that_is_said(tmp_path: Path) -> None:
+    pictures = {f"test/{name}/{i}.jpg": encoded(picture(8, 9, seed=i)) for i in range(2) for name in ("cat", "dog")}
+    report = convert(tar(tmp_path / "a.tar", pictures), tmp_path / "out")
+    assert report.schema.label is None and any("unpack it" in notice for notice in report.notices)
+    labelled = pictures | {name.replace("jpg", "cls"): b"1" for name in pictures}
+    one = {name: data for name, data in pictures.items() if "cat" in name}
+    for i, members in enumerate((labelled, one)):
+        report = convert(tar(tmp_path / f"{i}.tar", members), tmp_path / f"out{i}")
+        assert not any("unpack it" in notice for notice in report.notices)
+
+
 def test_names_of_members() -> None:
     assert field_of("a.b/c.d.mask.png") == ("a.b/c", "")
     assert field_of("a.b/c.mask.PNG") == ("a.b/c", "mask")

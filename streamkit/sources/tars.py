@@ -42,6 +42,7 @@ from streamkit.sources.tarfiles import members
 PAYLOADS = ("image", "mask", "text", "array")
 _SMALL = ("cls", "json")
 _MAX_SMALL_NBYTES = 1 << 20
+_FOLDERS = "folders inside a tar are no classes; where they should be, unpack it and convert the folder"
 _MASKS = ("mask", "seg", "segmentation", "annotation")
 
 
@@ -207,6 +208,9 @@ def tar_source(root: str, files: Sequence[tuple[str, str]]) -> Tars:
     numbers = np.repeat(np.arange(len(parts)), [len(part.keys) for _, _, part in parts])[rows]
     reading = _Reading([path for _, path, _ in parts], numbers, places[rows])
     listing = _with_payloads(replace(listing.take(rows), bad=tuple(bad)), fields, reading)
+    folders = {key.rpartition("/")[0] for _, _, part in parts for key in part.keys}
+    if listing.schema.label is None and len(folders) > 1:
+        listing = replace(listing, notices=(*listing.notices, _FOLDERS))
     return Tars(tuple(p for _, p, _ in parts), tuple(n for n, _, _ in parts), fields, listing)
 
 
