@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 from pathlib import Path
@@ -74,7 +75,7 @@ def test_new_items_become_new_shards(tmp_path: Path, format: str) -> None:
     batches = [reader.batch(0, i) for i in range(len(reader))]
     write_files(source, files(24, 40))
     report = convert(source, out, format, split=SPLIT, shard_size=600, append=True)
-    assert (report.n_items, report.already_done) == (16, False)
+    assert (report.n_items, report.n_added, report.already_done) == (16, 16, False)
     check_whole(out, files(0, 40))
     after, new = digests(out), streamkit.open(out)
     untouched = [name for name in before if name.startswith(("train-", "val-", "index-"))]
@@ -105,6 +106,9 @@ def test_the_same_bytes_for_any_number_of_workers(tmp_path: Path, format: str) -
     for i, workers in enumerate((1, 3)):
         run = cli("convert", source, tmp_path / str(i), *args, "--append", "--workers", workers)
         assert run.returncode == 0, run.stderr
+        assert run.stdout.endswith("\n18 of these samples were added\n")
+        run = cli("convert", source, tmp_path / str(i), *args, "--append", "--json")
+        assert json.loads(run.stdout)["added"] == 0
     assert digests(tmp_path / "0") == digests(tmp_path / "1")
 
 

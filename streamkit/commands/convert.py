@@ -106,7 +106,10 @@ def run(args: argparse.Namespace) -> None:
             say(f"skipped {bad.key}: {bad.reason}")
         for leak in report.leaks:
             say(f"same content in two splits: {leak}")
+    added = {"added": report.n_added} if args.append else {}
     if args.json:
-        show_json(as_json(report))
-    else:
-        show(as_text(report))
+        show_json(as_json(report) | added)
+        return
+    show(as_text(report))
+    if added and report.manifest is not None:
+        show(f"{report.n_added} of these samples were added")

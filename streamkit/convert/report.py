@@ -36,6 +36,7 @@ class Report:
         seconds: wall time [s].
         already_done: the dataset was there, finished and unchanged.
         compression: what --compression came to, and why; None where nothing was planned.
+        n_added: samples that --append added.
     """
 
     out: str
@@ -50,6 +51,7 @@ class Report:
     leaks: tuple[Duplicate, ...] = ()
     already_done: bool = False
     compression: Choice | None = None
+    n_added: int = 0
 
 
 def unchanged(survey: Survey, manifest: Manifest) -> Report:

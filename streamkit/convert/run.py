@@ -251,7 +251,13 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
         sync_folder(final)
         begun = (f"went on with what {journal.before} began",) if journal.before else ()
     leaks = tuple(copy for copy in copies if copy.leaks and options.on_duplicate == "keep")
-    return replace(report, manifest=manifest, skipped=bad, leaks=leaks, notices=(*report.notices, *begun, *notices))
+    n_added = 0 if before is None else _n_samples(manifest) - _n_samples(before.manifest)
+    notices = (*report.notices, *begun, *notices)
+    return replace(report, manifest=manifest, skipped=bad, leaks=leaks, notices=notices, n_added=n_added)
+
+
+def _n_samples(manifest: Manifest) -> int:
+    return sum(split.samples for split in manifest.splits.values())
 
 
 def _still_bad(
