@@ -247,6 +247,9 @@ def _read_here(root: Path, file: Path) -> bytes:
             path=root,
             hint="Restore it from a copy, or convert again into a new folder.",
         )
+    if os.access(root, os.R_OK) and not any(root.iterdir()):
+        hint = "Give the folder that `streamkit convert` made."
+        raise UsageError("this folder is no dataset: it is empty", path=root, hint=hint)
     source = shlex.quote(str(root))
     raise UsageError(
         "this folder is no dataset: there is no manifest.json",

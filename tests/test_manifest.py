@@ -283,9 +283,11 @@ def test_folders_that_are_no_dataset(tmp_path: Path) -> None:
     """FAULTS 50."""
     with pytest.raises(UsageError, match="does not exist"):
         streamkit.open(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="no dataset"):
+    with pytest.raises(UsageError, match="no dataset: it is empty"):
         streamkit.open(tmp_path)
     (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="no dataset"):
+        streamkit.open(tmp_path)
     with pytest.raises(UsageError, match="a file"):
         streamkit.open(tmp_path / "file")
     (tmp_path / "train-00000.tfrecord").write_bytes(b"")
