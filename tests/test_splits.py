@@ -186,6 +186,7 @@ def _killed(*args: Any) -> None:
 def test_copies_can_be_errors(copies: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as caught:
         convert(copies, tmp_path / "out", on_duplicate="fail")
+    assert "--on-duplicate drop" in str(caught.value) and "--on-bad" not in str(caught.value)
     assert dict(caught.value.bad).keys() == {"train/a/twin.png", "val/a/copy.png"}
     assert not (tmp_path / "out" / "manifest.json").exists()
 

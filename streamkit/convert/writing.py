@@ -68,7 +68,7 @@ class Writing:
             known = known_copies(self.before, self.plan, parts, self.journal)
             copies = sorted({copy.key: copy for copy in (*copies, *known)}.values())
         if copies and self.options.on_duplicate == "fail":
-            raise bad_items([copy.as_bad() for copy in copies], self._n_items)
+            raise bad_items([copy.as_bad() for copy in copies], self._n_items, "--on-duplicate drop")
         if copies and self.options.on_duplicate == "drop":
             parts |= self._without(copies)
         self._check_splits(parts)
@@ -136,14 +136,14 @@ class Writing:
                 raise SourceError(f"no item of split {name!r} could be converted", hint="See why with --on-bad fail.")
 
 
-def bad_items(bad: Sequence[BadItem], n_items: int) -> SourceError:
-    """The error that ends a conversion under --on-bad fail; `.bad` lists every item."""
+def bad_items(bad: Sequence[BadItem], n_items: int, otherwise: str = "--on-bad skip or quarantine") -> SourceError:
+    """The error that ends a conversion under --on-bad fail; `.bad` lists every item. `otherwise`: what takes them."""
     bad = sorted(bad)
     first = "; ".join(f"{b.key}: {b.reason}" for b in bad[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     error = SourceError(
         f"{len(bad)} of {n_items} items cannot be converted ({first}{more})",
-        hint="Nothing was published. Mend or remove them and run it again, or pass --on-bad skip or quarantine.",
+        hint=f"Nothing was published. Mend or remove them and run it again, or pass {otherwise}.",
     )
     error.bad = tuple((b.key, b.reason) for b in bad)
     return error
