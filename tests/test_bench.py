@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 from browser import launched, opened
-from converting import FORMATS, psnr
+from converting import FORMATS, cli, psnr
 from hypothesis import given
 from hypothesis import strategies as st
 from reading import convert, numbered, picture_folder
@@ -217,6 +217,12 @@ def test_a_batch_is_no_larger_than_the_split(
 def chromium() -> Iterator[Any]:
     with launched() as browser:
         yield browser
+
+
+def test_tensorflow_keeps_quiet(large: Path) -> None:
+    pytest.importorskip("tensorflow")
+    run = cli("bench", large, "--quiet", "--samples", 8, "--image-size", "8x8")
+    assert (run.returncode, run.stderr) == (0, "") and "tf.data, " in run.stdout
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(360, "dark"), (1400, "light")])

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from streamkit.terminal import progress_bar, say, show, show_json
@@ -76,6 +78,24 @@ def run(args: argparse.Namespace) -> None:
         say(f"wrote {args.html}; open it in a browser")
 
 
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """What C++ writes to stderr before TensorFlow's log level holds is lost; Python's errors are raised as ever."""
+    if sys.stderr is None:  # closed by who called
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nothing, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nothing)
+
+
 def _tensorflow() -> Any:
     """tf.data batches of a dataset, where TensorFlow is installed."""
     from importlib.util import find_spec
@@ -84,7 +104,11 @@ def _tensorflow() -> Any:
         return None
     from streamkit.frontends import dataset
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # remarks on CUDA and oneDNN, here no news to anybody
+
     def stream(path: str | os.PathLike[str], options: dict[str, Any]) -> Iterable[Any]:
+        with _silent_stderr():
+            import tensorflow  # noqa: F401
         return dataset(path, **options)
 
     return stream
