@@ -56,9 +56,13 @@ class Skips:
                 shard=error.shard,
                 record=error.record,
                 key=error.key,
-                hint=error.hint,
+                hint=f"Pass max_bad={self._allowing(n)} to go on without them. {error.hint}",
             )
             raise self._over
+
+    def _allowing(self, n: int) -> float:
+        """A round share that allows `n` bad samples and some more: of few samples, the default allows none."""
+        return next((share for share in (0.01, 0.05, 0.1, 0.25, 0.5) if n <= share * self.n_samples), 1.0)
 
     def good(self, rows: Ints, n_least: int, following: Callable[[int], Ints]) -> Ints:
         """`rows` without those known to be bad, filled up to `n_least` with the first good ones that follow."""

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,7 @@ def test_too_many_bad_samples_are_an_error(copied: Copied) -> None:
             with pytest.raises(DamagedError, match="samples are bad, more than max_bad") as caught:
                 keys(loader)
         assert caught.value.key and "streamkit verify" in str(caught.value)
+        assert re.search(r"Pass max_bad=0\.\d+ to go on without them\. ", str(caught.value))
     with pytest.raises(DamagedError, match="crc32c"):
         keys(streamkit.Loader(path, **view("table")))
 
