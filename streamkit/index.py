@@ -101,7 +101,7 @@ class Index:
             file = pq.ParquetFile(self.file)
         except FileNotFoundError:
             raise DamagedError("the index is missing", path=path, hint=mend(self.path.parent)) from None
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
             raise DamagedError(f"the index cannot be read: {error}", path=path, hint=mend(self.path.parent)) from None
         self.n_rows: int = file.metadata.num_rows if n_rows is None else n_rows
         if file.metadata.num_rows != self.n_rows:

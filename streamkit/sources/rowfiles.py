@@ -217,7 +217,7 @@ class ParquetRows:
         if not self._open:
             try:
                 self._open.append(pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20))
-            except (pa.ArrowException, OSError, MemoryError) as error:
+            except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
                 raise SourceError(f"cannot be read as Parquet: {str(error).splitlines()[0]}", path=self.path) from None
         return self._open[0]
 
