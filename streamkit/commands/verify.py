@@ -32,7 +32,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from streamkit.errors import DamagedError, RefusedError, one_line
+    from streamkit.errors import DamagedError, RefusedError
     from streamkit.health import verify
     from streamkit.index import ADOPT_AGAIN
     from streamkit.reports.health import as_json, as_text, counted
@@ -47,11 +47,6 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.json:
         show_json(as_json(report))
-    elif args.quick and report.ok:  # less than "is whole": no byte of a sample was looked at
-        show(
-            f"{one_line(args.out)}: sizes, headers and the index are right of {report.n_samples} samples in "
-            f"{report.n_shards} shards. Their bytes were not read; without --quick they are."
-        )
     else:
         show(as_text(report))
     if not report.ok:

@@ -35,6 +35,11 @@ def as_json(report: Report) -> dict[str, Any]:
 
 def as_text(report: Report) -> str:
     """One line for a whole dataset; else a table of the first problems."""
+    if report.ok and report.mode == "quick":  # less than "is whole": no byte of a sample was looked at
+        return (
+            f"{one_line(report.out)}: sizes, headers and the index are right of {report.n_samples} samples in "
+            f"{report.n_shards} shards. Their bytes were not read; without --quick they are."
+        )
     if report.ok:
         return (
             f"{one_line(report.out)} is whole: {report.n_samples} samples in {report.n_shards} shards, "
