@@ -14,6 +14,7 @@ number, string) also stands in the index, so that it can be read without touchin
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ PAYLOAD_KINDS = ("image", "mask", "array", "text", "bytes")
 COLUMN_KINDS = ("label", "number", "string")
 MAX_NDIM = 8
 MAX_NAME_NBYTES = 1024
+_DTYPE = re.compile(r"[<>=|]?[A-Za-z][A-Za-z0-9_]*")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,10 @@ class Field:
             raise DamagedError(f"field {self.name!r} has the unknown kind {self.kind!r}")
         if self.dtype not in ("string", "bytes"):
             try:
+                if not _DTYPE.fullmatch(
+                    self.dtype
+                ):  # a text with a comma, NumPy takes for several fields in Python's syntax
+                    raise TypeError
                 dtype = np.dtype(self.dtype)
             except (TypeError, ValueError):
                 raise DamagedError(f"field {self.name!r} has the unknown dtype {self.dtype!r}") from None
