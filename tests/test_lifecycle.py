@@ -211,7 +211,7 @@ def test_a_cursor_of_something_else_says_what_differs(made: Path, options: dict[
 @pytest.mark.fault(78)
 def test_a_hundred_kills_lose_and_repeat_nothing(made: Path, tmp_path: Path) -> None:
     """FAULTS 78: kill -9 anywhere between a step and its checkpoint; what was trained equals the undisturbed run."""
-    n_epochs, log, place = 30, tmp_path / "log", tmp_path / "cursor.json"
+    n_epochs, log, place = 300, tmp_path / "log", tmp_path / "cursor.json"
 
     def new() -> Loader:
         return Loader(made / "table", batch_size=4, seed=7, num_workers=1)
