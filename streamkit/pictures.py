@@ -35,6 +35,8 @@ class Pictures:
         self.payloads, self.view, self.buffers, self.seed = payloads, view, buffers, seed
         self.columns = payloads.reader.columns
         self.max_pixels = _max_pixels(payloads.reader.manifest)
+        # What was decoded whole when it was converted, and has the same crc32c since, need not be decoded whole again.
+        self.known_whole = payloads.reader.manifest.options.get("check") == "decode"
 
     def batch(self, field: Field, rows: Ints, epoch: int) -> npt.NDArray[Any]:
         """The pictures of `rows`, all of one size: (n, height, width, channels) of the view's dtype."""
@@ -102,9 +104,9 @@ class Pictures:
         fits = boxes is None and field.shape[:2] == out.shape[1:3]
         rest = image.decode_alike(stored, out) if fits and self._plain(field, rows) else range(len(rows))
         for i in rest:
-            pixels = self._decode(
-                field, int(rows[i]), stored[i], None if fits else _whole_size(out.shape[1:3], boxes, i)
-            )
+            size = None if fits else _whole_size(out.shape[1:3], boxes, i)
+            upper = float(boxes[i, 0] + boxes[i, 2]) if boxes is not None and self.known_whole else 1.0
+            pixels = self._decode(field, int(rows[i]), stored[i], size, upper)
             self._fit(field, pixels, out[i], None if boxes is None else boxes[i])
 
     def _plain(self, field: Field, rows: Ints) -> bool:
@@ -115,8 +117,10 @@ class Pictures:
             and (channels is None or bool((channels[rows] < 4).all()))
         )
 
-    def _decode(self, field: Field, row: int, data: memoryview, size: tuple[int, int] | None = None) -> Pixels:
-        """A picture upright, in the view's channels; not smaller than `size` where it is to be resized."""
+    def _decode(
+        self, field: Field, row: int, data: memoryview, size: tuple[int, int] | None = None, upper: float = 1.0
+    ) -> Pixels:
+        """A picture upright, in the view's channels; not smaller than `size` where it is to be resized; its `upper` part."""
         how = self._interpolation(field)
         is_image = field.kind == "image"  # the index's columns speak of it, not of masks
         turned, channels = (self.columns.get(name) if is_image else None for name in ("orientation", "channels"))
@@ -130,6 +134,7 @@ class Pictures:
                 accurate=size is not None and how in EXACT,
                 max_pixels=self.max_pixels,
                 mask=not is_image,
+                upper=upper,
             )
         except image.BadImage as error:
             raise self.payloads.reader.damaged(row, str(error)) from None

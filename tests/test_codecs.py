@@ -13,12 +13,14 @@ import hdf5plugin
 import numpy as np
 import PIL.Image
 import pytest
+import simplejpeg
 from converting import assert_same_picture, encoded, noise, picture, pillow, png_chunk, psnr, rotated, saved, with_exif
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from streamkit.codecs import array, image
+from streamkit.codecs.upper import upper_lines
 
 # Pictures: one rule a mode, each with a golden pixel
 
@@ -251,6 +253,75 @@ def test_odd_metadata_makes_no_bad_picture() -> None:
         image.check(with_exif(encoded(picture(8, 9)), b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0")).width
         == 8
     )
+
+
+# The upper lines of a JPEG alone
+
+
+def jpeg(width: int, height: int, seed: int, subsampling: int = 2, **options: Any) -> bytes:
+    """Noise under a slope, so that every line and column differs. Subsampling as Pillow counts it: 0 4:4:4, 2 4:2:0."""
+    slope = np.linspace(0, 200, width * height * 3).reshape(height, width, 3)
+    pixels = (slope + np.random.default_rng(seed).integers(0, 56, (height, width, 3))).astype(np.uint8)
+    return saved(PIL.Image.fromarray(pixels), "JPEG", quality=80, subsampling=subsampling, **options)
+
+
+@given(
+    width=st.integers(60, 150),
+    height=st.integers(1, 200),
+    share=st.floats(0, 1),
+    at_least=st.tuples(st.integers(0, 210), st.integers(0, 160)),
+    subsampling=st.sampled_from([0, 1, 2]),
+    channels=st.sampled_from([1, 3, 4]),
+    accurate=st.booleans(),
+)
+def test_upper_lines_are_those_of_the_whole_picture(
+    width: int, height: int, share: float, at_least: tuple[int, int], subsampling: int, channels: int, accurate: bool
+) -> None:
+    data = jpeg(width, height, seed=height, subsampling=subsampling)
+    size = None if at_least == (0, 0) else at_least
+    whole = image.decode(data, channels=channels, orientation=1, at_least=size, accurate=accurate).copy()
+    image._scratch_for(1)[: whole.size] = 7
+    upper = image.decode(data, channels=channels, orientation=1, at_least=size, accurate=accurate, upper=share)
+    assert upper.shape == whole.shape
+    wanted = min(len(whole), round(share * len(whole)) + 1)
+    assert (upper[:wanted] == whole[:wanted]).all()
+
+
+def test_lines_below_are_not_decoded() -> None:
+    data = jpeg(100, 400, seed=0)
+    buffer = np.full(100 * 400 * 3, 7, np.uint8)
+    upper = upper_lines(data, 0.5, "RGB", (0, 0), True, buffer)
+    assert upper is not None and (upper[:200] != 7).any(axis=(1, 2)).all() and (upper[250:] == 7).all()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        jpeg(100, 400, 0, progressive=True),
+        jpeg(100, 400, 0, restart_marker_rows=1),
+        jpeg(100, 400, 0)[:900],  # cut in the lines wanted
+        jpeg(100, 400, 0)[:300],  # cut in the header
+        jpeg(30, 400, 0),
+        b"\xff\xd8\xff",
+    ],
+)
+def test_jpegs_that_must_be_decoded_whole(data: bytes) -> None:
+    assert upper_lines(data, 0.5, "RGB", (0, 0), True, np.empty(1 << 20, np.uint8)) is None
+
+
+@given(share=st.floats(0, 0.9), at=st.integers(640, 3000), value=st.integers(0, 255))
+def test_damage_in_the_lines_wanted_is_told_of(share: float, at: int, value: int) -> None:
+    """Of a JPEG with one byte changed, the upper lines are those that decoding it whole gives, or none at all."""
+    data = bytearray(jpeg(100, 400, seed=1))
+    data[at] = value
+    buffer = np.empty(1 << 20, np.uint8)
+    upper = upper_lines(bytes(data), share, "RGB", (0, 0), True, buffer)
+    try:
+        whole = simplejpeg.decode_jpeg(bytes(data), "RGB", True, strict=False)
+    except ValueError:
+        assert upper is None
+    else:
+        assert upper is None or (upper[: int(share * 400)] == whole[: int(share * 400)]).all()
 
 
 # Arrays

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import converting
 import numpy as np
@@ -444,6 +445,34 @@ def test_flips_mirror_about_half_and_nothing_else(made: Path) -> None:
             assert mirrored or np.array_equal(pixels, plain[key])
             n_mirrored += mirrored
     assert 10 < n_mirrored < 38  # of 48
+
+
+def test_crops_of_pictures_known_to_be_whole_are_the_same_with_less_decoding(tmp_path: Path) -> None:
+    """Lines below a crop are left out only where the conversion has decoded them, and show in no batch."""
+    files = {f"a/{i}.jpg": converting.encoded(converting.noise(260, 300, seed=i), "JPEG") for i in range(6)}
+    source = converting.write_files(tmp_path / "raw", files)
+    n_shortened, batches = [], []
+    for check in ("header", "decode"):
+        loader = Loader(
+            convert(source, tmp_path / check, check=check), crop="random", image_size=(64, 48), shuffle=False
+        )
+        with mock.patch.object(image, "upper_lines", wraps=image.upper_lines) as shortened:
+            batches.append([])
+            for loader.epoch in range(4):
+                batches[-1] += [x for x, _ in loader]
+        n_shortened.append(shortened.call_count)
+    assert same(*batches) and len(batches[0]) == 4
+    assert n_shortened[0] == 0 < n_shortened[1]
+
+
+def test_a_crop_of_a_picture_not_known_to_be_whole_finds_damage_below_it(tmp_path: Path) -> None:
+    whole = converting.encoded(converting.noise(260, 300), "JPEG")
+    source = converting.write_files(tmp_path / "raw", {"a/0.jpg": whole[: len(whole) * 9 // 10]})
+    loader = Loader(convert(source, tmp_path / "out", check="header"), crop="random", image_size=(64, 48))
+    for epoch in range(8):
+        loader.epoch = epoch
+        with pytest.raises(DamagedError, match="damaged JPEG"):
+            next(iter(loader))
 
 
 def test_a_centre_crop_is_that_of_crop_to_aspect_ratio(made: Path) -> None:

@@ -27,9 +27,7 @@ rest goes through Pillow with an allow-list of formats.
 from __future__ import annotations
 
 import io
-import struct
 import threading
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,8 +40,10 @@ from streamkit.codecs.pillow import FORMATS as FORMATS
 from streamkit.codecs.pillow import MAX_PIXELS as MAX_PIXELS
 from streamkit.codecs.pillow import BadImage as BadImage
 from streamkit.codecs.pillow import RefusedImage as RefusedImage
+from streamkit.codecs.pillow import check_crcs as check_crcs
 from streamkit.codecs.pillow import check_size, decode_whole, n_channels_of, numbers_of, opened, orientation_of
 from streamkit.codecs.pillow import upright as upright
+from streamkit.codecs.upper import upper_lines
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -157,22 +157,6 @@ def _readable_header(jpeg: Any) -> bool:
     return True
 
 
-def check_crcs(data: Any) -> None:
-    """Check the crcs of a PNG's critical chunks, because Pillow passes over them and TensorFlow's decoder does not.
-
-    Source: PNG specification, 5.3 and 5.4. Raises BadImage.
-    """
-    at = 8
-    while bytes(data[:8]) == b"\x89PNG\r\n\x1a\n" and at + 12 <= len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        end = at + 8 + length
-        if end + 4 > len(data):
-            return  # cut short, which decoding tells
-        if kind[:1].isupper() and zlib.crc32(data[at + 4 : end]) != struct.unpack_from(">I", data, end)[0]:
-            raise BadImage(f"damaged PNG: the crc of its {kind.decode('ascii', 'replace')} chunk is wrong")
-        at = end + 4
-
-
 class _Scratch(threading.local):
     """One decode buffer a thread. Its size is the bomb limit: only touched pages cost memory."""
 
@@ -192,6 +176,7 @@ def decode(
     accurate: bool = False,
     max_pixels: int = MAX_PIXELS,
     mask: bool = False,
+    upper: float = 1.0,
 ) -> Pixels:
     """Decode a picture.
 
@@ -204,6 +189,8 @@ def decode(
         accurate: take a JPEG's accurate DCT instead of the fast one.
         max_pixels: limit on width x height.
         mask: one channel of class numbers is wanted: of a palette the numbers, not their colours.
+        upper: share of the lines that is wanted, from the top. Of a JPEG, the others may be left as they happen to be, and
+            damage in them is not found.
 
     Returns:
         uint8 (height, width, channels), upright. It may be a view of a buffer that the thread's next call overwrites.
@@ -221,6 +208,10 @@ def decode(
     try:
         buffer = _scratch_for(max_pixels * channels)
         height, width = at_least or (0, 0)
+        if upper < 1 and orientation == 1 and not coloured:
+            found = upper_lines(data, upper, _JPEG_SPACE[channels], (height, width), not accurate, buffer)
+            if found is not None:
+                return found
         if orientation >= 5:
             height, width = width, height
         pixels: Pixels = simplejpeg.decode_jpeg(

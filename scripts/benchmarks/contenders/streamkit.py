@@ -79,7 +79,7 @@ def write(task: Task, way: Way, source: Path, out: Path) -> None:
         format=format,
         resize=resize or None,
         compression="none",
-        check="decode" if way.name == "check decode" else "header",
+        check="header" if task.kind == "write" and way.name != "check decode" else "decode",
         workers=1 if way.settings.startswith("1 worker") or way.name == "1 worker" else 2,
     )
 
