@@ -16,7 +16,7 @@ import numpy.typing as npt
 from streamkit.augment import center_boxes, flips, random_boxes
 from streamkit.buffers import Buffers
 from streamkit.codecs import image
-from streamkit.codecs.resize import EXACT, cut_out, decode_at_least, recolor, resize
+from streamkit.codecs.resize import EXACT, cut_out, decode_at_least, mirror, recolor, resize
 from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
 from streamkit.schema import Field
@@ -53,7 +53,7 @@ class Pictures:
                 self._fit(field, recolor(pixels, shape[3]), out[i], None if boxes is None else boxes[i])
         if self.view.flip:
             for i in np.flatnonzero(flips((self.seed, epoch), rows)).tolist():
-                out[i] = out[i, :, ::-1].copy()
+                mirror(out[i])
         return self._converted(field, out)
 
     def single(self, field: Field, one: Ints, epoch: int) -> npt.NDArray[Any]:
@@ -65,7 +65,7 @@ class Pictures:
         else:
             pixels = recolor(self._stored(field, one)[0], self.view.n_channels(field)).copy()
         if self.view.flip and flips((self.seed, epoch), one)[0]:
-            pixels = np.ascontiguousarray(pixels[:, ::-1])
+            mirror(pixels)
         return self._converted(field, pixels)
 
     def _converted(self, field: Field, pixels: Pixels) -> npt.NDArray[Any]:
