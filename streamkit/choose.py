@@ -105,7 +105,7 @@ def _inapplicable(said: str, columns: Sequence[str]) -> UsageError:
         return UsageError(f"where: there is no column {missing[1]!r}", hint=did_you_mean(missing[1], columns) + hint)
     if (types := re.search(r"no kernel matching input types \((.+), (.+)\)", said)) is not None:
         if types[2] == "string":
-            hint = 'Labels are numbers: streamkit.open(OUT).class_names.index("cat") is that of cat.'
+            hint = 'Write a number; a label is that of its class, streamkit.open(OUT).class_names.index("cat") for cat.'
         return UsageError(f"where compares {types[1]} with {types[2]}", hint=hint)
     return UsageError(f"where cannot be applied: {said.splitlines()[0]}", hint=hint)
 

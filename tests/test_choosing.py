@@ -143,7 +143,7 @@ def test_balance_names_classes_and_needs_a_label(tmp_path: Path, many_photos: Pa
     ("where", "says"),
     [
         (pc.field("lable") == 1, r"no column 'lable'\. Did you mean 'label'\? The index has key, "),
-        (pc.field("label") == "catt", r"int64 with string\. Labels are numbers: .*class_names\.index"),
+        (pc.field("label") == "catt", r"int64 with string\. Write a number; .*class_names\.index"),
         (pc.field("label") + 1, "it is no comparison"),
     ],
 )

@@ -15,7 +15,7 @@ import numpy as np
 N_CLASSES = 10
 SIZES = {
     "photos": 400,
-    "many-photos": 4_000,
+    "many-photos": 16_000,
     "tiny": 10_000,
     "many-tiny": 50_000,
     "raw": 50_000,
