@@ -30,6 +30,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import reading
 from converting import digests
 
@@ -58,24 +59,52 @@ def another_dataset(source: Path, out: Path, format: str) -> None:
 
 
 def damaged(source: Path, out: Path, format: str) -> None:
+    """Of every kind of file one: shards, an index, a file beside them."""
     convert(source, out, format)
-    for shard in list(out.glob("train-*"))[:2]:
-        reading.flip(shard, 100)
+    for file in ("train-00000", "train-00001", "index-val", "val" if format == "hdf5" else "features"):
+        reading.flip(next(out.glob(f"{file}.*")), 60)
+
+
+def one_damaged(source: Path, out: Path, format: str) -> None:
+    """One record, beside files of somebody else."""
+    convert(source, out, format)
+    row = pq.read_table(out / "index-train.parquet").to_pylist()[0]
+    reading.flip(out / row["shard"], row["image.offset"] + 9)
+    (out / "notes.txt").write_text("mine")
+    (out / "runs").mkdir()
+    (out / "runs" / "last.keras").write_text("mine")
+
+
+def half(source: Path, out: Path, format: str) -> None:
+    part = source.with_name("half")
+    if not part.exists():
+        shutil.copytree(source, part, ignore=lambda _, names: [name for name in names if name == "0001.jpg"])
+    convert(part, out, format)
 
 
 def overwrite(source: Path, out: Path, format: str) -> None:
     convert(source, out, format, overwrite=True)
 
 
+def append(source: Path, out: Path, format: str) -> None:
+    convert(source, out, format, append=True)
+
+
 def repair(source: Path, out: Path, format: str) -> None:
     streamkit.repair(out, source=source, workers=1)
+
+
+def drop(source: Path, out: Path, format: str) -> None:
+    streamkit.repair(out, drop=True, workers=1)
 
 
 # What lies there before, and what is then done to it.
 JOBS: dict[str, tuple[Job, Job]] = {
     "convert": (nothing, convert),
     "overwrite": (another_dataset, overwrite),
+    "append": (half, append),
     "repair": (damaged, repair),
+    "drop": (one_damaged, drop),
 }
 
 
@@ -157,6 +186,7 @@ class Faults:
         self.place, self.image = work / "disk", work / "image"
         self.prepare, self.do = (lambda out, f=f: f(source, out, format) for f in JOBS[job])
         self.prepare(work / "whole")
+        self.before = digests(work / "whole")
         self.do(work / "whole")
         self.expected = digests(work / "whole")
 
@@ -200,13 +230,25 @@ class Faults:
         right = (-9,) if self.inject == "signal=KILL" else (0, 3, 4, 5) if name == "close" else (0, 5)
         if code not in right:
             return f"lost: exit code {code}"
-        there = [path for path in (out, out.with_name(".out.old")) if (path / "manifest.json").exists()][:1]
+        there = (out / "manifest.json").exists()
         if self.job != "convert" and not there:
             return "lost: the old one is gone and the new one not there"
-        if self.job != "repair" and not all(streamkit.verify(path, workers=1).ok for path in there):
+        if there and not self._is_right(out):
             return "lost: what was published is damaged"
         self.do(out)
         return "survived" if digests(out) == self.expected else "lost: other bytes after the next run"
+
+    def _is_right(self, out: Path) -> bool:
+        """Whether a disturbed dataset is whole, or was damaged before and is mended file by file."""
+        files = digests(out)
+        if self.job == "repair":  # its files come back one by one, nothing else changes
+            return all(files[name] in (self.before[name], whole) for name, whole in self.expected.items())
+        damage = {problem.file for problem in streamkit.verify(out, workers=1).problems}
+        if self.job == "drop":  # all of the old one or all of the new one
+            return not damage or all(files.get(name) == digest for name, digest in self.before.items())
+        if self.job == "append":  # what lies beside the shards is replaced just before the manifest, file by file
+            damage -= set(streamkit.open(out).files)
+        return not damage
 
     def after_success(self) -> str:
         """The power is cut when the job has said that it is done."""

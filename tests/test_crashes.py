@@ -28,6 +28,10 @@ SHORT = {
     ("hdf5", "convert", "ENOSPC"),
     ("hdf5", "overwrite", "kill"),
     ("tfrecord", "overwrite", "power"),
+    ("tfrecord", "append", "kill"),
+    ("hdf5", "repair", "kill"),
+    ("hdf5", "drop", "kill"),
+    ("tfrecord", "drop", "power"),
 }
 CASES = {
     "kill": pytest.mark.fault(2),
@@ -38,7 +42,7 @@ CASES = {
 POINTS = [
     pytest.param(format, job, fault, marks=cases)
     for fault, cases in CASES.items()
-    for job in ("convert", "overwrite", "repair")
+    for job in ("convert", "overwrite", "append", "repair", "drop")
     for format in ("tfrecord", "hdf5")
     if ALL or (format, job, fault) in SHORT
 ]

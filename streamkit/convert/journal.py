@@ -31,13 +31,13 @@ import pyarrow as pa
 from streamkit.atomic import replacing, write_atomic
 from streamkit.convert.lock import Lock
 from streamkit.convert.moments import summed
-from streamkit.errors import UsageError
+from streamkit.errors import DamagedError, UsageError
 from streamkit.index import column, strings
-from streamkit.manifest import FILE_NAME, WORK_FOLDER
+from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.schema import Schema
 from streamkit.shards.record import Places
 from streamkit.sources.listing import BadItem, Ragged, values_bytes
-from streamkit.splits import Shard
+from streamkit.splits import Shard, Split
 from streamkit.strict import canonical
 
 
@@ -99,8 +99,7 @@ class Journal:
         text = canonical(self.identity)
         if plan.exists() and (old_text := plan.read_text()) != text:
             if self.anew:
-                if not (self.out / FILE_NAME).exists():
-                    self.remove_strays(set())
+                self._drop()
                 write_atomic(plan, text.encode())
                 return
             old = json.loads(old_text)
@@ -116,6 +115,16 @@ class Journal:
             )
         if not plan.exists():
             write_atomic(plan, text.encode())
+
+    def _drop(self) -> None:
+        """Delete the shards that another conversion began, those of the dataset itself excepted."""
+        splits: Mapping[str, Split] = {}
+        if (self.out / FILE_NAME).exists():
+            try:
+                splits = Manifest.load(self.out).splits
+            except DamagedError:  # nobody knows which they are
+                return
+        self.remove_strays({shard.file for split in splits.values() for shard in split.shards})
 
     def finished(self, file: str) -> Part | None:
         """The part of a shard if it is finished."""
@@ -138,6 +147,10 @@ class Journal:
             shard = path.name.removesuffix(".part")
             if _TEMPORARY.fullmatch(path.name) or (_SHARD.fullmatch(shard) and shard not in files):
                 path.unlink()
+
+    def is_here(self) -> bool:
+        """False when the folder was replaced."""
+        return self._lock.is_here()
 
     def remove(self, out: Path | None = None) -> None:
         """Delete the work folder, which lies in `out` now if that is given: the dataset is published."""

@@ -55,7 +55,7 @@ class Lock:
                 path=self.out,
                 hint=f"Wait for it; if its machine is known to be dead, remove {path}.",
             ) from None
-        if not path.exists() or not os.path.samestat(os.fstat(self._file.fileno()), path.stat()):
+        if not self.is_here():
             self._file.close()
             raise self._just_ended()
         self._file.seek(0)
@@ -71,6 +71,11 @@ class Lock:
 
     def _just_ended(self) -> BusyError:
         return BusyError("another converter has just finished here", path=self.out, hint="Run it again.")
+
+    def is_here(self) -> bool:
+        """True while the lock lies where it was taken: with its folder it moves away, and another may come there."""
+        path = self.folder / _NAME
+        return path.exists() and os.path.samestat(os.fstat(self._file.fileno()), path.stat())
 
     def remove(self, out: Path | None = None) -> None:
         """Delete the work folder, which lies in `out` now if that is given: the dataset is published."""

@@ -1,4 +1,4 @@
-"""What lies at the output before a conversion, and how a new dataset takes an old one's place.
+"""What lies at the output before a conversion.
 
 >>> already_there(Path("/no/such/folder"), Options("tfrecord"), {}, overwrite=False) is None
 True
@@ -6,14 +6,10 @@ True
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from streamkit.atomic import sync_folder
-from streamkit.convert.lock import Lock
 from streamkit.convert.options import Options
 from streamkit.errors import DamagedError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
@@ -68,23 +64,3 @@ def _check_shards(out: Path, there: Manifest) -> None:
         if not path.exists() or path.stat().st_size != shard.nbytes:
             what = "is missing" if not path.exists() else f"has {path.stat().st_size} bytes, not {shard.nbytes}"
             raise DamagedError(f"{shard.file} {what}", path=out, hint="Pass --overwrite to convert again.")
-
-
-def finish_swap(final: Path) -> None:
-    """Complete a swap that was killed between its two renames: the new dataset is whole, the old one set aside."""
-    new, old = final.with_name(f".{final.name}.new"), final.with_name(f".{final.name}.old")
-    if not final.exists() and old.exists() and (new / FILE_NAME).exists():
-        with Lock(new) as lock:
-            swap(new, final)
-            lock.remove(final)
-
-
-def swap(new: Path, final: Path) -> None:
-    """Put `new` in the place of `final` by renames; the old dataset is deleted last."""
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(final, old)
-    os.rename(new, final)
-    sync_folder(final.parent)
-    shutil.rmtree(old, ignore_errors=True)

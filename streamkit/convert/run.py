@@ -25,12 +25,13 @@ from streamkit.convert.duplicates import Duplicate
 from streamkit.convert.executor import Progress
 from streamkit.convert.journal import Journal, Part
 from streamkit.convert.options import Options, parse_split
-from streamkit.convert.output import already_there, check_paths, finish_swap, swap
+from streamkit.convert.output import already_there, check_paths
 from streamkit.convert.planning import Planned, Survey, look
 from streamkit.convert.publish import publish
 from streamkit.convert.quarantine import check_folder, folder_of, set_aside
 from streamkit.convert.report import Report, nothing_new, unchanged
 from streamkit.convert.room import lying_there, need_room, need_writable
+from streamkit.convert.swap import finish_swap, swap
 from streamkit.convert.writing import Writing, bad_items
 from streamkit.errors import BusyError, SourceError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
@@ -137,7 +138,8 @@ def convert(
     )
     way = Way(on_bad, workers, cluster, executor, append, overwrite, progress)
     place = os.path.abspath if way.elsewhere else os.fspath  # other processes may be at home elsewhere
-    src, final = Path(place(source)), Path(os.path.abspath(out))
+    # A new dataset takes the place of the folder itself, not of a link that leads to it.
+    src, final = Path(place(source)), Path(os.path.realpath(out) if overwrite else os.path.abspath(out))
     check_paths(src, final)
     if not dry_run and not (final / FILE_NAME).exists():
         need_writable(final)
@@ -245,7 +247,10 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
         if before is not None:
             parts = before.parts() | parts
         manifest = publish(target, planned.whole, planned.schema, options, survey.facts, journal, parts, listed, before)
-        if way.overwrite:
+        if way.overwrite and final.exists():
+            with Journal(final, identity, anew=True):
+                swap(target, final)
+        elif way.overwrite:
             swap(target, final)
         journal.remove(final)
         sync_folder(final)

@@ -29,12 +29,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from streamkit import index
-from streamkit.atomic import replacing, write_atomic
+from streamkit.atomic import replacing, sync_folder, write_atomic
 from streamkit.codecs.array import to_bytes
 from streamkit.convert import skipped
 from streamkit.convert.journal import chunk_table
-from streamkit.convert.output import swap
+from streamkit.convert.lock import Lock
 from streamkit.convert.publish import write_side_files
+from streamkit.convert.swap import swap
 from streamkit.convert.work import file_digest
 from streamkit.errors import DamagedError
 from streamkit.health.check import Check
@@ -61,9 +62,22 @@ def without_damaged(
     Raises:
         DamagedError: an index is damaged, which alone knows keys and places; or nothing is left of a split.
     """
-    new = root.with_name(f".{root.name}.new")
-    shutil.rmtree(new, ignore_errors=True)
+    new = root / WORK_FOLDER / "drop"
+    if new.exists():
+        shutil.rmtree(new)
     new.mkdir()
+    with Lock(new) as lock:
+        rest, lost = _write_rest(root, new, manifest, check, damaged)
+        swap(new, root)
+        lock.remove(root)
+    sync_folder(root)
+    return rest, lost
+
+
+def _write_rest(
+    root: Path, new: Path, manifest: Manifest, check: Check, damaged: set[str]
+) -> tuple[Manifest, tuple[Problem, ...]]:
+    """Write the dataset without its damaged records, the manifest last."""
     splits: dict[str, Split] = {}
     lost: list[Problem] = []
     for name, split in manifest.splits.items():
@@ -83,19 +97,7 @@ def without_damaged(
     rest = replace(manifest, splits=splits, statistics=statistics, skipped=len(bad), files={})
     rest = replace(rest, files=write_side_files(new, rest, bad))
     write_atomic(new / FILE_NAME, rest.dump().encode())
-    _keep_strangers(root, new, manifest)
-    swap(new, root)
     return rest, tuple(lost)
-
-
-def _keep_strangers(root: Path, new: Path, manifest: Manifest) -> None:
-    """Move files that are not the dataset's own into the new folder, because the old one will be deleted."""
-    own = {FILE_NAME, WORK_FOLDER, skipped.FILE_NAME, *manifest.files}
-    for split in manifest.splits.values():
-        own |= {split.index, str(split.chunks), *(shard.file for shard in split.shards)}
-    for path in root.iterdir():
-        if path.name not in own and not (new / path.name).exists():
-            os.rename(path, new / path.name)
 
 
 def _statistics(new: Path, manifest: Manifest, splits: dict[str, Split]) -> dict[str, Any]:
@@ -156,9 +158,11 @@ class _Rest:
             raise DamagedError(
                 f"nothing is left of split {self.split.name!r}", path=self.root, hint="Pass --source SRC instead."
             )
-        index.write(self.new / self.split.index, self._tables(kept))
+        with replacing(self.new / self.split.index) as path:
+            index.write(path, self._tables(kept))
         if self.split.chunks is not None:
-            index.write(self.new / self.split.chunks, (one.chunks for one in kept))
+            with replacing(self.new / self.split.chunks) as path:
+                index.write(path, (one.chunks for one in kept))
         shards = tuple(one.shard for one in kept)
         return replace(
             self.split,
@@ -179,7 +183,8 @@ class _Rest:
         try:
             os.link(self.root / shard.file, self.new / file)
         except OSError:  # a file system without hard links
-            shutil.copyfile(self.root / shard.file, self.new / file)
+            with replacing(self.new / file) as path:
+                shutil.copyfile(self.root / shard.file, path)
         rows, chunks = self._rows(number), None
         if self.chunks is not None:
             mine = np.asarray(self.chunks.column("shard").to_pylist(), object) == shard.file

@@ -30,9 +30,9 @@ from streamkit.convert.items import Items, find_items
 from streamkit.convert.journal import Journal, Part
 from streamkit.convert.measure import measure
 from streamkit.convert.options import Options
-from streamkit.convert.output import finish_swap
 from streamkit.convert.plan import Plan, ShardPlan, make_plan
 from streamkit.convert.publish import index_tables, source_facts, write_side_files
+from streamkit.convert.swap import finish_swap
 from streamkit.convert.work import file_digest
 from streamkit.convert.writing import Writing
 from streamkit.errors import DamagedError, SourceError, UsageError
@@ -101,7 +101,7 @@ def repair(
     if (source is None) != drop:
         raise UsageError("repair needs one of source and drop", hint="Pass --source SRC, or --drop.")
     started = time.perf_counter()
-    root = Path(os.path.abspath(local_only(path, "repair")))
+    root = Path(os.path.realpath(local_only(path, "repair")))
     finish_swap(root)
     manifest = Manifest.load(root)
     if manifest.root is not None:
@@ -120,7 +120,7 @@ def repair(
                 elif damaged:
                     manifest, lost = without_damaged(root, manifest, check, set(damaged))
             finally:
-                if lock.folder.exists():  # it goes with the old folder where a new one took its place
+                if lock.is_here():  # it goes with the old folder where a new one took its place
                     lock.remove()
                     sync_folder(root)
     except OSError as error:
