@@ -19,7 +19,10 @@ from harming import FILES, HARM, KINDS, N, raw_of
 import streamkit
 from streamkit import BusyError, DamagedError, RefusedError, SourceError, StreamkitError, UsageError
 from streamkit.cli import main
-from streamkit.convert import skipped
+from streamkit.convert import publish, run, skipped
+from streamkit.convert.work import file_digest
+from streamkit.health import rewrite
+from streamkit.splits import SideFile
 
 Copied = Callable[[str], Path]
 
@@ -58,7 +61,7 @@ def test_damaged_files_come_back_byte_for_byte(harm_sources: Path, datasets: Pat
     assert (untouched.stat().st_ino, untouched.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
-@pytest.mark.parametrize("harm", ["missing", "cut", "trailing bytes", "a link", "a pipe"])
+@pytest.mark.parametrize("harm", HARM)
 @pytest.mark.parametrize("name", FILES)
 def test_every_kind_of_file_comes_back(harm_sources: Path, copied: Copied, name: str, harm: str) -> None:
     path = copied(name)
@@ -70,6 +73,67 @@ def test_every_kind_of_file_comes_back(harm_sources: Path, copied: Copied, name:
     assert set(done.rewritten) >= set(FILES[name])
     (path / "elsewhere").unlink(missing_ok=True)
     assert digests(path) == whole
+
+
+def test_what_lies_in_a_file_s_place_is_kept(
+    harm_sources: Path, copied: Copied, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied("pictures-tfrecord")
+    whole = digests(path)
+    (path / "train-00001.tfrecord").unlink()
+    (path / "train-00001.tfrecord").mkdir()
+    (path / "train-00001.tfrecord" / "thesis.tex").write_text("years of work")
+    assert main(["repair", str(path), "--source", str(raw_of(harm_sources, "pictures")), "--workers", "1"]) == 0
+    (aside,) = path.glob("train-00001.tfrecord.aside-*")
+    assert aside.name in capsys.readouterr().out
+    assert (aside / "thesis.tex").read_text() == "years of work"
+    shutil.rmtree(aside)
+    assert digests(path) == whole
+
+
+@pytest.mark.parametrize("name", ["pictures-tfrecord", "ragged-hdf5"])
+def test_a_file_that_was_whole_is_never_written(
+    harm_sources: Path, copied: Copied, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Not even where what comes out now is not what came out then, as after a change of libraries."""
+    path = copied(name)
+    damaged, *others = sorted(streamkit.open(path).files)
+    reading.flip(path / damaged, 40)
+    before = digests(path)
+    real = publish.write_side_files
+
+    def another(out: Path, *args: Any) -> dict[str, SideFile]:
+        for file in real(out, *args):
+            with open(out / file, "ab") as made:
+                made.write(b"another release wrote this")
+        return {file: SideFile((out / file).stat().st_size, file_digest(out / file)) for file in (damaged, *others)}
+
+    monkeypatch.setattr(rewrite, "write_side_files", another)
+    with pytest.raises(DamagedError, match="is not the one that the manifest names"):
+        streamkit.repair(path, source=raw_of(harm_sources, name), workers=1)
+    assert digests(path) == before
+
+
+@pytest.mark.parametrize("mend", ["source", "drop", "convert"])
+def test_what_an_append_began_goes_with_its_journal(
+    harm_sources: Path, copied: Copied, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mend: str
+) -> None:
+    path = copied("pictures-tfrecord")
+    source = raw_of(harm_sources, "pictures")
+    whole, names = digests(path), set(os.listdir(path))
+    more = shutil.copytree(source, tmp_path / "more")
+    shutil.copy(more / "c0" / "0000.jpg", more / "c0" / "9999.jpg")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(run, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        reading.convert(more, path, **KINDS["pictures-tfrecord"], append=True)
+    assert set(os.listdir(path)) - names == {".streamkit", "train-00010.tfrecord"}
+    if mend == "convert":
+        reading.convert(source, path, **KINDS["pictures-tfrecord"])
+    else:
+        (path / "features.json").write_text("")
+        streamkit.repair(path, **({"drop": True} if mend == "drop" else {"source": source, "workers": 1}))
+    assert set(os.listdir(path)) == names and streamkit.verify(path).ok
+    assert mend == "drop" or digests(path) == whole
 
 
 def test_a_whole_dataset_stays_as_it_is(harm_sources: Path, copied: Copied) -> None:

@@ -170,8 +170,13 @@ def statistics(
     return out | ({"arrays": arrays} if arrays else {})
 
 
-def write_side_files(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> dict[str, SideFile]:
-    """Write what other tools read, and the list of skipped items; returns their sizes and digests."""
+def write_side_files(
+    out: Path, manifest: Manifest, bad: Sequence[BadItem], shards: Path | None = None
+) -> dict[str, SideFile]:
+    """Write what other tools read, and the list of skipped items; returns their sizes and digests.
+
+    `shards`: the folder that the shards lie in; `out` if None.
+    """
     if manifest.format == "tfrecord":
         from streamkit.shards.tfds import write_tfds_files
 
@@ -181,7 +186,7 @@ def write_side_files(out: Path, manifest: Manifest, bad: Sequence[BadItem]) -> d
 
         for split in manifest.splits.values():
             with replacing(out / f"{split.name}.h5") as path:
-                join_shards(path, manifest.schema, [(s.file, s.samples) for s in split.shards])
+                join_shards(path, manifest.schema, [(s.file, s.samples) for s in split.shards], shards or out)
     if bad:
         skipped.write(out, bad)
     names = [name for name in side_file_names(manifest, bool(bad)) if (out / name).exists()]

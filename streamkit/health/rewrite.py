@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from streamkit import index
-from streamkit.atomic import os_error, sync_folder
+from streamkit.atomic import os_error, replacing, sync_folder
 from streamkit.convert.append import Before
 from streamkit.convert.items import Items, find_items
 from streamkit.convert.journal import Journal, Part
@@ -60,6 +61,7 @@ class Repair:
         lost: records that the dataset no longer has (with drop only).
         n_samples: samples in it now.
         seconds: wall time [s].
+        aside: new names of folders that lay in a file's place.
     """
 
     out: str
@@ -68,6 +70,7 @@ class Repair:
     lost: tuple[Problem, ...]
     n_samples: int
     seconds: float
+    aside: tuple[str, ...] = ()
 
 
 def repair(
@@ -113,10 +116,12 @@ def repair(
                 problems = tuple(check.all())
                 damaged = tuple(dict.fromkeys(problem.file for problem in problems))
                 lost: tuple[Problem, ...] = ()
+                aside: tuple[str, ...] = ()
                 if damaged and source is not None:
                     beside = [None if path is None else Path(path) for path in (labels, masks)]
                     again = _Again(root, manifest, Path(source), beside[0], beside[1], set(damaged), workers, progress)
                     again.write()
+                    aside = again.aside
                 elif damaged:
                     manifest, lost = without_damaged(root, manifest, check, set(damaged))
             finally:
@@ -126,7 +131,7 @@ def repair(
     except OSError as error:
         raise os_error(error, error.filename or root) from error
     n_samples = sum(split.samples for split in manifest.splits.values())
-    return Repair(str(path), problems, damaged, lost, n_samples, time.perf_counter() - started)
+    return Repair(str(path), problems, damaged, lost, n_samples, time.perf_counter() - started, aside)
 
 
 class _Again:
@@ -146,6 +151,7 @@ class _Again:
         self.root, self.manifest, self.damaged = root, manifest, damaged
         self.workers, self.progress = workers, progress
         self.staging = root / WORK_FOLDER / "repair"
+        self.aside: tuple[str, ...] = ()
         self.options = _options(manifest)
         self.before = Before(root, manifest)
         self.grown = self.before.generation > 2
@@ -169,11 +175,18 @@ class _Again:
             ready = [file for file in parts if file in self.damaged]
             for split in self.manifest.splits.values():
                 ready += self._tables(split, journal, parts)
-        for file in ready:
-            os.replace(self.staging / file, self.root / file)
-        sync_folder(self.root)
+        self._put(ready)
         if self.damaged & set(self.manifest.files):
-            self._side_files(parts)
+            self._put(self._side_files(parts))
+
+    def _put(self, files: Sequence[str]) -> None:
+        """Move files from the staging folder to their places."""
+        for file in files:
+            place = self.root / file
+            if place.is_dir() and not place.is_symlink():
+                self.aside += _step_aside(place)
+            os.replace(self.staging / file, place)
+        sync_folder(self.root)
 
     def _shards(self, plan: Plan, schema: Schema, journal: Journal) -> dict[str, Part]:
         everything = self.options.on_duplicate == "drop"  # what is a copy is known from all shards only
@@ -207,11 +220,13 @@ class _Again:
         files = [shard.file for shard in split.shards]
         upright = all(part.facts.get("orientation", [1]) == [1] for part in parts.values()) and self._others_upright()
         tables = index_tables(journal.tables, files, self.manifest.schema, upright, Counter())
-        index.write(self.staging / split.index, tables)
+        with replacing(self.staging / split.index) as path:
+            index.write(path, tables)
         made = {split.index: split.index_digest}
         if split.chunks is not None:
             chunks = (table for file in files if (table := journal.tables(file)[1]) is not None)
-            index.write(self.staging / split.chunks, chunks)
+            with replacing(self.staging / split.chunks) as path:
+                index.write(path, chunks)
             made[split.chunks] = str(split.chunks_digest)
         for file, digest in made.items():
             if file_digest(self.staging / file) != digest:
@@ -223,14 +238,27 @@ class _Again:
         whole = [split.index for split in self.manifest.splits.values() if split.index not in self.damaged]
         return all("orientation" not in index.Index(self.root / file, None) for file in whole)
 
-    def _side_files(self, parts: Mapping[str, Part]) -> None:
+    def _side_files(self, parts: Mapping[str, Part]) -> list[str]:
+        """Write those that are damaged in the staging folder: of shards, all of which are whole by now."""
         bad: Sequence[BadItem] = ()
         if "skipped.jsonl" in self.damaged:
             bad = sorted((*self.listing.bad, *(b for part in parts.values() for b in part.bad)))
-        made = write_side_files(self.root, self.manifest, bad)
-        for file in made:
-            if file in self.damaged and made[file] != self.manifest.files[file]:
+        made = write_side_files(self.staging, self.manifest, bad, self.root)
+        ready = [file for file in made if file in self.damaged]
+        for file in ready:
+            if made[file] != self.manifest.files[file]:
                 raise _not_the_same(self.root, file)
+        return ready
+
+
+def _step_aside(folder: Path) -> tuple[str, ...]:
+    """Clear the place of a file that a folder takes; the name of it where it holds something, which is somebody's."""
+    if not any(folder.iterdir()):
+        folder.rmdir()
+        return ()
+    aside = f"{folder.name}.aside-{uuid.uuid4().hex[:6]}"
+    os.rename(folder, folder.with_name(aside))
+    return (aside,)
 
 
 _CHANGED = "Contents of the source or versions of libraries have changed. Use --drop, or convert again."

@@ -71,6 +71,7 @@ def repair_json(repair: Repair) -> dict[str, Any]:
         "problems": len(repair.problems),
         "rewritten": list(repair.rewritten),
         "lost": [problem.to_json() for problem in repair.lost],
+        "aside": list(repair.aside),
         "samples": repair.n_samples,
         "seconds": round(repair.seconds, 3),
     }
@@ -85,6 +86,8 @@ def repair_text(repair: Repair) -> str:
     head = f"{out} is whole again: {n} file{'s' * (n != 1)} mended ({', '.join(map(one_line, repair.rewritten[:3]))}"
     head += f" and {n - 3} more), " if n > 3 else "), "
     head += f"{repair.n_samples} samples in {repair.seconds:.1f} s."
+    if repair.aside:
+        head += f" What lay in their place is kept as {', '.join(map(one_line, repair.aside))}."
     if not repair.lost:
         return head
     return f"{head}\n\n{len(repair.lost)} records are lost:\n\n{problem_table(repair.lost)}"

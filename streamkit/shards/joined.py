@@ -31,19 +31,20 @@ from streamkit.shards.hdf5 import is_flat, make_group, write_class_names
 from streamkit.shards.new_file import new_file
 
 
-def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]]) -> None:
+def join_shards(path: Path, schema: Schema, shards: Sequence[tuple[str, int]], folder: Path | None = None) -> None:
     """Write `train.h5`: every field of all shards as one virtual dataset; flat payloads with real global offsets.
 
     Args:
-        path: the file to write, in the folder of the shards.
+        path: the file to write. It names the shards as its neighbours, wherever it is written.
         shards: (file name, samples), in order.
+        folder: where the shards lie now; beside `path` if None.
     """
     total = sum(n for _, n in shards)
     with new_file(path) as out:
         for field in schema:
             make_group(out, field.name)
             if is_flat(field) or field.kind == "string":
-                _join_flat(out, path.parent, field, shards)
+                _join_flat(out, folder or path.parent, field, shards)
                 continue
             shape = tuple(int(d) for d in field.shape if d is not None)
             dtype = np.dtype(field.dtype).newbyteorder("<")
