@@ -26,12 +26,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import blake3
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streamkit.atomic import os_error
+from streamkit.digest import file_digest
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend, regular_file
 from streamkit.remote.address import Address, place
@@ -94,13 +95,15 @@ class Index:
         self.path = place(path)
         try:
             self.file = self._here(digest)
-            if digest is not None and blake3.blake3().update_mmap(str(self.file)).hexdigest() != digest:
+            if digest is not None and file_digest(self.file) != digest:
                 raise DamagedError(
                     "the index was altered: its digest is not the manifest's", path=path, hint=mend(self.path.parent)
                 )
             file = pq.ParquetFile(self.file)
         except FileNotFoundError:
             raise DamagedError("the index is missing", path=path, hint=mend(self.path.parent)) from None
+        except PermissionError as error:
+            raise os_error(error, path) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
             raise DamagedError(f"the index cannot be read: {error}", path=path, hint=mend(self.path.parent)) from None
         self.n_rows: int = file.metadata.num_rows if n_rows is None else n_rows

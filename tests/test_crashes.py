@@ -21,6 +21,8 @@ import pytest
 from converting import ROOT, class_folders, cli
 from test_faults import SEEDS
 
+import streamkit
+
 ALL = SEEDS >= 300
 N_POINTS = 100_000 if ALL else SEEDS // 6
 SHORT = {
@@ -121,3 +123,39 @@ def test_an_array_that_memory_does_not_hold(tmp_path: Path) -> None:
     assert run.returncode == 5, run.stderr
     assert "big.npy" in run.stderr and "memory" in run.stderr and run.stderr.count("\n") == 1, run.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+BAD_SECTORS = """
+set -e
+truncate -s 16M image; mkfs.ext4 -q -F image; mkdir disk; mount -o loop image disk
+mv "$1/$2" last; cp -r "$1" disk/out; sync; cp last "disk/out/$2"; umount disk
+first=$(debugfs -R "blocks /out/$2" image 2>/dev/null | cut -d' ' -f1)
+mount -o loop image disk
+truncate -s $((first * 1024)) image   # what lies behind cannot be read any more
+set +e
+"$3" -m streamkit verify disk/out
+echo "code $?"
+umount disk
+"""
+
+
+@pytest.mark.fault(52)
+@pytest.mark.parametrize("file", ["index-train.parquet", "train-00000.tfrecord"])
+def test_sectors_that_cannot_be_read(tmp_path: Path, file: str) -> None:
+    """Told in a line, of an index too: a file that is mapped, and not read, takes the process down (SIGBUS)."""
+    if not (may_mount() and shutil.which("debugfs") and os.path.exists("/dev/loop-control")):
+        pytest.skip("a disk with bad sectors needs root, debugfs and loop devices")
+    path = tmp_path / "out"
+    streamkit.convert(ROOT / "sample_data" / "images", path, format="tfrecord", shard_size="500KB", workers=1)
+    assert (path / "index-train.parquet").stat().st_size > 16 << 10  # smaller ones are read, not mapped, by blake3
+    run = subprocess.run(
+        ["unshare", "-m", "bash", "-c", BAD_SECTORS, "bash", str(path), file, sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0 and "code 4" in run.stdout, (run.stdout, run.stderr)
+    assert file in run.stdout and "Input/output error" in run.stdout.replace("input", "Input")
+    assert run.stderr.count("\n") == 1, run.stderr

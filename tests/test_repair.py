@@ -20,7 +20,7 @@ import streamkit
 from streamkit import BusyError, DamagedError, RefusedError, SourceError, StreamkitError, UsageError
 from streamkit.cli import main
 from streamkit.convert import publish, run, skipped
-from streamkit.convert.work import file_digest
+from streamkit.digest import file_digest
 from streamkit.health import rewrite
 from streamkit.splits import SideFile
 

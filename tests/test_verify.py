@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import blake3
+import h5py
 import numpy as np
 import pytest
 import reading
-from converting import digests
+from converting import ROOT, cli, digests, without_root_powers
 from crc32c import crc32c
-from harming import FILES, HARM, KINDS, N
+from harming import FILES, HARM, KINDS, N, raw_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import streamkit
-from streamkit import native
+from streamkit import DamagedError, UsageError, native
 from streamkit.cli import main
 from streamkit.health import Report, scan
 from streamkit.manifest import Manifest
@@ -137,9 +140,9 @@ def test_records_of_a_cut_shard_are_named(copied: Callable[[str], Path]) -> None
     assert all("ends before" in r.reason for r in records)
 
 
-@pytest.mark.fault(45, 46)
-def test_swapped_and_foreign_shards(copied: Callable[[str], Path]) -> None:
-    """Cases 45 and 46."""
+@pytest.mark.fault(45)
+def test_swapped_shards(copied: Callable[[str], Path]) -> None:
+    """Case 45."""
     path = copied("table-tfrecord")
     a, b = path / "train-00000.tfrecord", path / "train-00001.tfrecord"
     a.rename(path / "x")
@@ -148,6 +151,23 @@ def test_swapped_and_foreign_shards(copied: Callable[[str], Path]) -> None:
     report = streamkit.verify(path)
     assert {a.name, b.name} == set(files_of(report))
     assert any(p.reason == f"holds the bytes of {b.name}" for p in report.problems if p.file == a.name)
+
+
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("name", ["table-tfrecord", "table-hdf5"])
+def test_a_shard_of_an_older_run(copied: Callable[[str], Path], harm_sources: Path, tmp_path: Path, name: str) -> None:
+    """Case 46: the same name, size and layout, other samples; readers tell it by the crc32c, verify by the digest too."""
+    path, ext = copied(name), "h5" if name == "table-hdf5" else "tfrecord"
+    older = reading.convert(raw_of(harm_sources, name), tmp_path / "older", **KINDS[name], seed=5)
+    shard = f"train-00001.{ext}"
+    assert (older / shard).stat().st_size == (path / shard).stat().st_size
+    shutil.copy(older / shard, path / shard)
+    report = streamkit.verify(path)
+    assert files_of(report) == [shard]
+    assert len(report.problems) >= streamkit.open(path).split("train").shards[1].samples - 1  # one lies where it did
+    assert streamkit.verify(path, quick=True).ok  # which says that it read no bytes
+    with pytest.raises(DamagedError, match="crc32c"):
+        list(streamkit.Loader(path, shuffle=False))
 
 
 @pytest.mark.parametrize("name", ["features.json", "dataset_info.json", "label.labels.txt"])
@@ -180,6 +200,11 @@ def forge_digests(path: Path) -> None:
     for split in manifest["splits"].values():
         for shard in split["shards"]:
             shard["digest"] = blake3.blake3((path / shard["file"]).read_bytes()).hexdigest()
+            shard["bytes"] = (path / shard["file"]).stat().st_size
+        split["bytes"] = sum(shard["bytes"] for shard in split["shards"])
+    for name, file in manifest["files"].items():
+        file["digest"] = blake3.blake3((path / name).read_bytes()).hexdigest()
+        file["bytes"] = (path / name).stat().st_size
     text = canonical(manifest)
     manifest["dataset_id"] = blake3.blake3(text.encode()).hexdigest()
     (path / "manifest.json").write_text(canonical(manifest))
@@ -209,6 +234,139 @@ def test_an_index_that_contradicts_its_shards(copied: Callable[[str], Path], lie
     reading.alter_index(path, reading.with_column(*LIES[lie]))
     report = streamkit.verify(path)
     assert not report.ok
+
+
+@pytest.mark.fault(82)
+@pytest.mark.parametrize("file", ["train-00001.h5", "train.h5"])
+@pytest.mark.parametrize("kind", ["soft", "external", "virtual", "external storage", "unknown filter"])
+def test_an_hdf5_file_that_leads_out_is_refused(
+    copied: Callable[[str], Path], tmp_path: Path, kind: str, file: str
+) -> None:
+    """Case 82: its digest is right, but h5py would show its user what lies elsewhere."""
+    path = copied("table-hdf5")
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(800))
+    with h5py.File(path / file, "r+") as shard:
+        group = shard.create_group("deep")
+        if kind == "soft":
+            group["x"] = h5py.SoftLink("/x")
+        elif kind == "external":
+            group["x"] = h5py.ExternalLink(str(secret), "/x")
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((8,), np.int64)
+            layout[:] = h5py.VirtualSource(str(secret), "x", (8,))
+            group.create_virtual_dataset("x", layout)
+        elif kind == "external storage":
+            group.create_dataset("x", (8,), np.int64, external=[(str(secret), 0, 64)])
+        else:
+            group.create_dataset("x", data=np.zeros((4, 4)), chunks=(4, 4), scaleoffset=2)
+    forge_digests(path)
+    assert streamkit.verify(path).ok
+    report = streamkit.verify(path, full=True)
+    assert files_of(report) == [file] and report.refused
+    assert report.problems[0].reason.startswith("deep/x ")
+    assert main(["verify", str(path), "--full"]) == 9
+
+
+def test_a_flipped_bit_hides_no_undecodable_neighbour(copied: Callable[[str], Path]) -> None:
+    path = copied("pictures-tfrecord")
+    rows = streamkit.open(path).index("train").slice(2, 2).to_pylist()
+    assert rows[0]["shard"] == rows[1]["shard"]
+    with open(path / rows[1]["shard"], "r+b") as file:
+        file.seek(rows[1]["image.offset"])
+        file.write(b"no picture")
+        file.seek(rows[1]["image.offset"])
+        crc = crc32c(file.read(rows[1]["image.length"]))
+    reading.alter_index(path, reading.with_column("image.crc32c", lambda v: np.where(np.arange(len(v)) == 3, crc, v)))
+    forge_digests(path)
+    reading.flip(path / rows[0]["shard"], rows[0]["image.offset"] + 1)
+    found = {p.key: p.reason for p in streamkit.verify(path, full=True).problems}
+    assert set(found) == {rows[0]["key"], rows[1]["key"]}
+    assert "crc32c" in found[rows[0]["key"]] and "crc32c" not in found[rows[1]["key"]]
+
+
+@pytest.mark.parametrize("mode", [{}, {"quick": True}, {"full": True}], ids=["default", "quick", "full"])
+def test_adopted_pictures(harm_sources: Path, tmp_path: Path, mode: dict[str, bool]) -> None:
+    """Every file is looked at, and of each thing that is wrong one is told."""
+    pictures = Path(shutil.copytree(harm_sources / "pictures", tmp_path / "pictures"))
+    streamkit.index(pictures, out=tmp_path / "out")
+    assert streamkit.verify(tmp_path / "out", **mode).ok
+    (pictures / "c0" / "0000.jpg").unlink()
+    os.truncate(pictures / "c1" / "0001.jpg", 20)
+    (pictures / "c2" / "0002.jpg").unlink()
+    (pictures / "c2" / "0002.jpg").symlink_to("0005.jpg")
+    report = streamkit.verify(tmp_path / "out", **mode)
+    assert sorted(str(p.key) for p in report.problems) == ["c0/0000.jpg", "c1/0001.jpg", "c2/0002.jpg"]
+    assert [p.key for p in report.problems if p.refused] == ["c2/0002.jpg"]
+
+
+@pytest.mark.parametrize("name", ["table-tfrecord", "table-hdf5"])
+def test_quick_looks_at_the_first_bytes(copied: Callable[[str], Path], name: str) -> None:
+    path = copied(name)
+    shard = streamkit.open(path).split("train").shards[1].file
+    with open(path / shard, "r+b") as file:
+        file.write(b"<!DOCTYPE html>")
+    (problem,) = streamkit.verify(path, quick=True).problems
+    assert problem.file == shard and "its first bytes are not those of" in problem.reason
+
+
+# What the system refuses
+
+
+def failing_disk(path: Path, file: str, calls: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `verify` where reading one of the files fails."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    trace = ["-P", str(path / file), "-e", f"trace={calls}", "-e", f"inject={calls}:error=EIO:when=1+"]
+    command = [sys.executable, "-m", "streamkit", "verify", str(path), *arguments]
+    run = subprocess.run(
+        ["strace", "-f", "-qq", "-o", os.devnull, *trace, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "ptrace" in run.stderr.lower():
+        pytest.skip("strace may not trace here")
+    return run
+
+
+@pytest.mark.fault(52)
+@pytest.mark.parametrize(
+    ("file", "mode"), [("train-00001.tfrecord", []), ("train-00001.tfrecord", ["--quick"]), ("index-train.parquet", [])]
+)
+def test_a_disk_that_fails_is_reported(copied: Callable[[str], Path], file: str, mode: list[str]) -> None:
+    path = copied("table-tfrecord")
+    run = failing_disk(path, file, "read,pread64,preadv,preadv2", "--json", *mode)
+    assert run.returncode == 4, run.stderr
+    problems = json.loads(run.stdout)["problems"]
+    assert {p["shard"] for p in problems} == {file} and run.stderr.count("\n") == 1
+    assert "input/output error" in problems[0]["reason"].lower()
+
+
+@pytest.mark.fault(22)
+@pytest.mark.parametrize(
+    ("file", "mode"),
+    [
+        ("train-00001.tfrecord", []),
+        ("train-00001.tfrecord", ["--quick"]),
+        ("index-train.parquet", []),
+        ("features.json", ["--full"]),
+    ],
+)
+def test_what_may_not_be_read_is_not_called_damaged(copied: Callable[[str], Path], file: str, mode: list[str]) -> None:
+    path = copied("pictures-tfrecord")
+    (path / file).chmod(0)
+    run = cli("verify", path, *mode, preexec_fn=without_root_powers())
+    assert run.returncode == 5, run.stderr
+    assert file in run.stderr and "permission denied" in run.stderr and run.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_a_number_of_workers_that_cannot_be(datasets: Path, workers: int) -> None:
+    for run in (streamkit.verify, lambda path, workers: streamkit.repair(path, drop=True, workers=workers)):
+        with pytest.raises(UsageError, match=f"workers is {workers}, expected at least 1"):
+            run(datasets / "table-tfrecord", workers=workers)
 
 
 # The command line

@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from streamkit.adopt.part import Part, Wishes, field_name, label_field
 from streamkit.adopt.rows import Left, Stored, find_rows
-from streamkit.convert.work import file_digest
+from streamkit.digest import file_digest
 from streamkit.errors import RefusedError, SourceError, UsageError
 from streamkit.schema import Field
 from streamkit.shards import Places

@@ -32,7 +32,7 @@ import numpy.typing as npt
 from streamkit.adopt.part import Part, Wishes, field_name, label_field
 from streamkit.adopt.scanning import Seen, scan
 from streamkit.convert.encode import IMAGE_FACTS
-from streamkit.convert.work import file_digest
+from streamkit.digest import file_digest
 from streamkit.errors import SourceError, UsageError
 from streamkit.schema import Field
 from streamkit.shards import Places

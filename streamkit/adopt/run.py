@@ -27,7 +27,8 @@ from streamkit.convert.executor import Progress
 from streamkit.convert.journal import Part as Facts
 from streamkit.convert.journal import chunk_table, summarise
 from streamkit.convert.publish import statistics
-from streamkit.convert.work import file_digest, index_table
+from streamkit.convert.work import index_table
+from streamkit.digest import file_digest
 from streamkit.errors import DamagedError, RefusedError, SourceError, UsageError
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.opening import OpenManifest

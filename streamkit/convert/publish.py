@@ -28,7 +28,7 @@ from streamkit.convert.encode import final_schema
 from streamkit.convert.journal import Journal, Part
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan
-from streamkit.convert.work import file_digest
+from streamkit.digest import file_digest
 from streamkit.manifest import FILE_NAME, Manifest
 from streamkit.schema import Schema
 from streamkit.sources.listing import BadItem, Listing

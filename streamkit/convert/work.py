@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import blake3
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -24,6 +23,7 @@ from streamkit.convert.duplicates import COLUMN, content_column, content_digest
 from streamkit.convert.encode import IMAGE_FACTS, Encoder
 from streamkit.convert.journal import Part, chunk_table, summarise, write_part
 from streamkit.convert.options import Options
+from streamkit.digest import file_digest
 from streamkit.errors import ResourceError
 from streamkit.index import column, strings
 from streamkit.manifest import WORK_FOLDER
@@ -140,13 +140,6 @@ def run_job(job: Job, progress: Callable[[int], None] | None = None) -> Part | t
             key=job.keys[0] if len(job.keys) == 1 else None,
             hint="Lower --workers or --shard-size and run it again: it continues.",
         ) from None
-
-
-def file_digest(path: Path) -> str:
-    """BLAKE3 digest (hex) of a file."""
-    if path.stat().st_size == 0:
-        return blake3.blake3(b"").hexdigest()
-    return blake3.blake3().update_mmap(str(path)).hexdigest()
 
 
 def index_table(

@@ -23,23 +23,28 @@ from pathlib import Path
 
 import numpy as np
 
+from streamkit.atomic import os_error
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.health.bring import first_bytes, here, size_of
 from streamkit.health.decode import undecodable
 from streamkit.health.entries import CHUNKS, Entries, ShardRanges, open_entries
+from streamkit.health.loose import LooseCheck
 from streamkit.health.report import Problem, Report
-from streamkit.health.scan import Scan, scan
-from streamkit.index import Index
-from streamkit.loose import LooseFiles
+from streamkit.health.scan import Scan, disk_failed, scan
+from streamkit.health.structure import outward
 from streamkit.manifest import FILE_NAME, MAKE_AGAIN, Manifest
-from streamkit.native import BadRange
 from streamkit.remote.address import Address, place
 from streamkit.rooted import shards_root
-from streamkit.shards.tfrecord import read_records
+from streamkit.shards.tfrecord import begins_a_record, first_broken
 from streamkit.splits import Shard, Split
 
 Progress = Callable[[int], None]
-_MAGIC = {"tfrecord": b"", "hdf5": b"\x89HDF\r\n\x1a\n"}
+_HEAD_NBYTES = 12
+# Format -> whether a file's first bytes can be right, and of what.
+_BEGINS: dict[str, tuple[Callable[[bytes], bool], str]] = {
+    "tfrecord": (begins_a_record, "a TFRecord"),
+    "hdf5": (lambda head: head.startswith(b"\x89HDF\r\n\x1a\n"), "an HDF5 file"),
+}
 
 
 def verify(
@@ -56,7 +61,7 @@ def verify(
     Args:
         path: the dataset's folder, or its address on a server; shards there are copied here, one by one.
         quick: sizes and headers only, and the index's digest.
-        full: decode every payload as well.
+        full: decode every payload as well, and look for what leads out of HDF5 files.
         workers: shards read at once; None takes one a core.
         root: of adopted files: the folder they lie in, where it is not the one recorded.
         progress: called with the number of bytes to be read, returns what is told of bytes done.
@@ -68,6 +73,7 @@ def verify(
         UsageError: the path does not exist or is no dataset.
         FormatVersionError: written by a newer release.
         RefusedError: a manifest that is refused for safety.
+        ResourceError: the system refuses to open what is to be checked, such as for want of permission.
         RemoteError: a server that does not give what is to be checked.
     """
     if quick and full:
@@ -79,11 +85,13 @@ def verify(
     except DamagedError as error:
         return Report(str(place(path)), mode, problems=(Problem(FILE_NAME, error.what),), hint=error.hint or MAKE_AGAIN)
     folder, below = place(path), shards_root(path, manifest.root, root, manifest.dataset_id)
-    check = Check(folder, manifest, workers, progress, below)
-    problems = list(check.quick() if quick else check.all())
-    if full:
-        damaged = {problem.file for problem in problems}
-        problems += undecodable(folder, below, manifest, damaged, check.entries, check.n_workers)
+    check = Check(folder, manifest, workers, progress, below, deep=full)
+    try:
+        problems = list(check.quick() if quick else check.all())
+        if full:
+            problems += undecodable(folder, below, manifest, check.lost, check.entries, check.n_workers)
+    except OSError as error:
+        raise os_error(error, error.filename or folder) from error
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     return Report(
         str(folder),
@@ -98,7 +106,7 @@ def verify(
 
 
 class Check:
-    """A check under way: opens the tables once, reads shards in threads.
+    """A check under way: opens the tables once, reads shards in threads. `deep`: opens HDF5 files with h5py as well.
 
     Attributes:
         entries: split name -> its tables, or None where they are damaged.
@@ -114,9 +122,12 @@ class Check:
         workers: int | None = None,
         progress: Callable[[int], Progress] | None = None,
         place: Path | Address | None = None,
+        deep: bool = False,
     ) -> None:
-        self.root, self.manifest = root, manifest
+        self.root, self.manifest, self.deep = root, manifest, deep
         self.place = root if place is None else place  # where the shards lie: adopted ones lie elsewhere
+        if workers is not None and workers < 1:
+            raise UsageError(f"workers is {workers}, expected at least 1")
         self.n_workers = workers or len(os.sched_getaffinity(0))
         self.entries: dict[str, Entries | None] = {}
         self.lost: dict[str, np.ndarray] = {}
@@ -132,7 +143,11 @@ class Check:
         """Sizes and headers."""
         for split in self.manifest.splits.values():
             yield from self._open(split)
-            for shard in split.shards if self.manifest.format in _MAGIC else ():
+            if self.manifest.format not in _BEGINS:
+                if self.entries[split.name] is not None:
+                    yield from LooseCheck(self.root, self.place, self.manifest, split).sizes()
+                continue
+            for shard in split.shards:
                 yield from self._size_and_head(shard)
         for name, file in self.manifest.files.items():
             yield from self._size(self.root, name, file.nbytes)
@@ -169,9 +184,14 @@ class Check:
     def _size_and_head(self, shard: Shard) -> Iterator[Problem]:
         wrong = list(self._size(self.place, shard.file, shard.nbytes))
         yield from wrong
-        magic = _MAGIC[self.manifest.format]
-        if not wrong and magic and first_bytes(self.place / shard.file, len(magic)) != magic:
-            yield Problem(shard.file, "its first bytes are not those of an HDF5 file")
+        if wrong or not shard.samples:
+            return
+        begins, what = _BEGINS[self.manifest.format]
+        try:
+            if not begins(first_bytes(self.place / shard.file, min(_HEAD_NBYTES, shard.nbytes))):
+                yield Problem(shard.file, f"its first bytes are not those of {what}")
+        except OSError as error:
+            yield Problem(shard.file, disk_failed(error, 0))
 
     def _side_file(self, name: str) -> Iterator[Problem]:
         said = self.manifest.files[name]
@@ -181,6 +201,8 @@ class Check:
             return
         with here(self.root / name, said.nbytes, said.digest) as path:
             found = self._scan(path, said.nbytes, ShardRanges.of([]))
+            if self.deep and found.digest == said.digest and name.endswith(".h5"):
+                yield from outward(path, name, self.manifest)
         if found.error:
             yield Problem(name, found.error)
         elif found.digest != said.digest:
@@ -199,8 +221,9 @@ class Check:
 
     def _shard(self, split: Split, number: int) -> Iterator[Problem]:
         """Everything about one shard."""
-        if self.manifest.format not in _MAGIC:
-            yield from self._loose(split)
+        if self.manifest.format not in _BEGINS:
+            if self.entries[split.name] is not None:
+                yield from self._loose(split)
             return
         shard, entries = split.shards[number], self.entries[split.name]
         every_row = np.arange(shard.samples) if entries is None else np.arange(*entries.starts[number : number + 2])
@@ -217,7 +240,8 @@ class Check:
         with here(self.place / shard.file, shard.nbytes, shard.digest) as path:
             found = self._scan(path, shard.nbytes, ranges)
             same = found.digest == shard.digest and not found.error
-            broken = "" if same else self._first_broken_record(path)
+            broken = "" if same or found.error else self._broken(path)
+            yield from outward(path, shard.file, self.manifest) if self.deep and same else ()
         bad = ~found.read | (found.crcs != ranges.crcs)
         if same and not bad.any() and not wrong:
             return
@@ -240,34 +264,19 @@ class Check:
                 yield Problem(shard.file, reason, record=row - first, key=entries.key(row))
 
     def _loose(self, split: Split) -> Iterator[Problem]:
-        """Every file of a folder of pictures that was adopted as it is."""
-        if self.entries[split.name] is None:
-            return
-        index = Index(self.root / split.index, split.samples)
-        files, (field,) = LooseFiles(self.place, index), self.manifest.schema.payloads
-        table = index.load([f"{field.name}.length", f"{field.name}.crc32c"])
-        lengths, crcs = table[f"{field.name}.length"].astype(np.int64), table[f"{field.name}.crc32c"]
-        for row in range(split.samples):
-            one, memory = slice(row, row + 1), np.empty(lengths[row], np.uint8)
-            try:
-                files.read(np.array([row]), lengths[one], memory, np.zeros(1, np.int64), crcs[one])
-            except BadRange as bad:
-                yield Problem(index.key(row), bad.reason, record=row, key=index.key(row))
-            except RefusedError as error:
-                yield Problem(index.key(row), error.what, record=row, key=index.key(row), refused=True)
-            self.nbytes += int(lengths[row])
-            self._done(int(lengths[row]))
+        problems = list(LooseCheck(self.root, self.place, self.manifest, split).contents(self._count))
+        self.lost[split.shards[0].file] = np.array([problem.record for problem in problems], np.int64)
+        yield from problems
 
-    def _first_broken_record(self, path: Path) -> str:
-        """Where a TFRecord's own sums first fail; found by reading it again, as only damaged shards are."""
-        if self.manifest.format != "tfrecord":
-            return ""
-        try:
-            for _ in read_records(path):
-                pass
-        except DamagedError as error:
-            return f"; record {error.record}: {error.what}"
-        return ""
+    def _broken(self, path: Path) -> str:
+        """Which record of a damaged TFRecord is the first to fail its own sums."""
+        found = first_broken(path) if self.manifest.format == "tfrecord" else ""
+        return f"; {found}" if found else ""
+
+    def _count(self, nbytes: int) -> None:
+        with self._lock:
+            self.nbytes += nbytes
+        self._done(nbytes)
 
 
 def _digests(found: Scan, shard: Shard) -> str:

@@ -3,7 +3,7 @@
 >>> import tempfile, streamkit
 >>> out = tempfile.mkdtemp() + "/out"
 >>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
->>> undecodable(Path(out), Path(out), streamkit.open(out), set(), {}, n_workers=1)
+>>> undecodable(Path(out), Path(out), streamkit.open(out), {}, {}, n_workers=1)
 []
 """
 
@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from streamkit.codecs import image
-from streamkit.errors import DamagedError, RemoteError, StreamkitError
+from streamkit.errors import DamagedError, RemoteError, ResourceError, StreamkitError
 from streamkit.health.report import Problem
 from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
@@ -26,6 +27,7 @@ from streamkit.remote.address import Address
 from streamkit.schema import Field
 from streamkit.splits import Split
 
+Ints = npt.NDArray[np.int64]
 _ROWS_AT_ONCE = 64
 _SIDES = ("width", "height", "channels")
 
@@ -34,13 +36,14 @@ def undecodable(
     root: Path | Address,
     place: Path | Address,
     manifest: Manifest,
-    damaged: set[str],
+    lost: dict[str, Any],
     entries: dict[str, Any],
     n_workers: int,
 ) -> list[Problem]:
-    """Records that do not decode, of shards (in the folder `place`) that are not among `damaged` files.
+    """Records that do not decode, of shards in the folder `place`.
 
-    `entries`: None for a damaged index.
+    `lost`: shard file -> rows of its split that are known to be damaged, and are left out. `entries`: None for a damaged
+    index.
     """
     out: list[Problem] = []
     for split in manifest.splits.values():
@@ -48,12 +51,12 @@ def undecodable(
             continue
         try:
             reader = Reader(root, manifest, split, manifest.schema.payloads, _SIDES, lenient=True, shards_root=place)
-        except RemoteError:
+        except (RemoteError, ResourceError):
             raise
         except StreamkitError as error:
             out.append(Problem(Path(error.path or split.index).name, error.what))
             continue
-        blocks = list(_blocks(split, damaged))
+        blocks = list(_blocks(split, lost))
         with ThreadPoolExecutor(n_workers, thread_name_prefix="streamkit") as pool:
             for found in pool.map(_Decoding(reader).problems, blocks):
                 out += found
@@ -61,22 +64,22 @@ def undecodable(
     return out
 
 
-def _blocks(split: Split, damaged: set[str]) -> Iterable[range]:
+def _blocks(split: Split, lost: dict[str, Any]) -> Iterable[Ints]:
     start = 0
     for shard in split.shards:
-        stop = start + shard.samples
-        if shard.file not in damaged:
-            yield from (range(at, min(at + _ROWS_AT_ONCE, stop)) for at in range(start, stop, _ROWS_AT_ONCE))
-        start = stop
+        rows = np.arange(start, start + shard.samples)
+        whole = rows[~np.isin(rows, lost.get(shard.file, ()))]
+        yield from (whole[at : at + _ROWS_AT_ONCE] for at in range(0, len(whole), _ROWS_AT_ONCE))
+        start += shard.samples
 
 
 class _Decoding:
     def __init__(self, reader: Reader) -> None:
         self.reader, self.payloads = reader, Payloads(reader)
 
-    def problems(self, rows: range) -> list[Problem]:
+    def problems(self, rows: Ints) -> list[Problem]:
         out = []
-        for row in rows:
+        for row in rows.tolist():
             for field in self.reader.fields:
                 try:
                     self._decode(field, row)

@@ -36,7 +36,7 @@ from streamkit.convert.journal import chunk_table
 from streamkit.convert.lock import Lock
 from streamkit.convert.publish import write_side_files
 from streamkit.convert.swap import swap
-from streamkit.convert.work import file_digest
+from streamkit.digest import file_digest
 from streamkit.errors import DamagedError
 from streamkit.health.check import Check
 from streamkit.health.report import Problem

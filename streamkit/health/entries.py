@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkit.errors import RefusedError, RemoteError, StreamkitError
+from streamkit.errors import RefusedError, RemoteError, ResourceError, StreamkitError
 from streamkit.health.report import Problem
 from streamkit.index import Index
 from streamkit.manifest import Manifest
@@ -182,7 +182,7 @@ def open_entries(root: Path | Address, manifest: Manifest, split: Split) -> tupl
     """The entries of a split if its tables are what the manifest says, else the problem."""
     try:
         entries = Entries(root, manifest, split)
-    except RemoteError:
+    except (RemoteError, ResourceError):
         raise  # whether the table is damaged, nobody knows
     except StreamkitError as error:
         refused = isinstance(error, RefusedError)

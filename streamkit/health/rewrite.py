@@ -34,8 +34,8 @@ from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, ShardPlan, make_plan
 from streamkit.convert.publish import index_tables, source_facts, write_side_files
 from streamkit.convert.swap import finish_swap
-from streamkit.convert.work import file_digest
 from streamkit.convert.writing import Writing
+from streamkit.digest import file_digest
 from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.health.check import Check, Progress
 from streamkit.health.drop import without_damaged

@@ -14,6 +14,7 @@ thread of its own hashes a block while the next one is read.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -61,7 +62,11 @@ def scan(
     Raises:
         OSError: the file cannot be opened.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        unread = np.zeros(len(offsets))
+        return Scan(0, "", unread.astype(np.uint32), unread.astype(np.bool_), disk_failed(error, 0))
     try:
         os.posix_fadvise(fd, 0, nbytes, os.POSIX_FADV_SEQUENTIAL)
         sums = native.Sums(offsets, lengths)
@@ -71,6 +76,14 @@ def scan(
             return _pass(fd, nbytes, sums, pool.submit, tick)
     finally:
         os.close(fd)
+
+
+def disk_failed(error: OSError, at: int) -> str:
+    """What is told of a file whose disk fails at a byte. What else the system refuses is raised again: it says nothing of
+    the file."""
+    if error.errno != errno.EIO:
+        raise error
+    return f"its disk failed at byte {at}: {os.strerror(errno.EIO).lower()}"
 
 
 def _now(update: Callable[..., Any], data: Any) -> None:
@@ -89,7 +102,7 @@ def _pass(
         try:
             got = sums.read(fd, at, block)
         except OSError as failed:
-            error = f"its disk failed at byte {at}: {(failed.strerror or str(failed)).lower()}"
+            error = disk_failed(failed, at)
             break
         if got == 0:
             break

@@ -11,8 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable
 
-import blake3
-
+from streamkit.digest import file_digest
 from streamkit.errors import RefusedError, RemoteError
 from streamkit.remote import http, patience
 from streamkit.remote.address import Address
@@ -81,16 +80,6 @@ def download(address: Address, file: int, nbytes: int | None = None, digest: str
         if digest is None or file_digest(file) == digest:
             break
     return total
-
-
-def file_digest(file: int) -> str:
-    """BLAKE3 digest (hex) of an open file."""
-    hasher = blake3.blake3()
-    at = 0
-    while data := os.pread(file, 1 << 20, at):
-        hasher.update(data)
-        at += len(data)
-    return hasher.hexdigest()
 
 
 def _download(address: Address, file: int, nbytes: int | None) -> int:

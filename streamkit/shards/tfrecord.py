@@ -185,3 +185,13 @@ def read_records(path: Path) -> Iterator[tuple[int, memoryview]]:
             yield at + 12, memoryview(data)[:-4]
             at += 16 + length
             n += 1
+
+
+def first_broken(path: Path) -> str:
+    """Which record of a file is the first whose own sums fail, and how; empty when none does."""
+    try:
+        for _ in read_records(path):
+            pass
+    except DamagedError as error:
+        return f"record {error.record}: {error.what}"
+    return ""
