@@ -20,13 +20,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.ahead import in_order
 from streamkit.arguments import refuses_unknown
 from streamkit.batch import BatchMaker
 from streamkit.blocks import Blocks
 from streamkit.buffers import Buffers
 from streamkit.choose import by_class, choose, fingerprint, parse_split
 from streamkit.chunks import slab_nbytes
-from streamkit.errors import UsageError
+from streamkit.errors import DamagedError, UsageError
+from streamkit.guard import mend
 from streamkit.lengths import ByLength
 from streamkit.manifest import Manifest
 from streamkit.order import Batches, Order, Rows
@@ -313,11 +315,21 @@ class Loader(Stream):
         """True when EXIF turns some of the pictures."""
         return "orientation" in self._reader.index
 
-    @property
-    def shard_paths(self) -> list[str]:
-        """Where the split's shards lie, for readers other than ours. UsageError: on a server."""
+    def whole_shards(self) -> list[str]:
+        """Where the split's shards lie, for readers other than ours, which look at no index; so each is read whole, now,
+        and its digest held against the manifest's. UsageError: on a server. DamagedError: one was altered."""
         folder = address.local_only(self._reader.files.root, 'engine="graph"')
-        return [str(folder / shard.file) for shard in self._reader.split.shards]
+        shards, n_cores = self._reader.split.shards, len(os.sched_getaffinity(0))
+        found = in_order(self._reader.files.digest, [shard.file for shard in shards], n_cores, n_cores)
+        for shard, digest in zip(shards, found, strict=True):
+            if digest != shard.digest:
+                raise DamagedError(
+                    "this shard was altered: its digest is not the manifest's",
+                    path=folder / shard.file,
+                    shard=shard.file,
+                    hint=mend(folder),
+                )
+        return [str(folder / shard.file) for shard in shards]
 
     @property
     def record_nbytes(self) -> int:

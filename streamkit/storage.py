@@ -145,6 +145,22 @@ class Files:
         except OSError as error:
             raise os_error(error, self.root / name) from error
 
+    def digest(self, name: str) -> str:
+        """BLAKE3 digest (hex) of a whole file.
+
+        Raises:
+            DamagedError: it is missing.
+            RefusedError: it is a link.
+            ResourceError: the system refused to read it.
+        """
+        from streamkit.remote.transfer import file_digest  # here, as what talks to servers takes 25 ms to import
+
+        with self._lease(name) as fd:
+            try:
+                return file_digest(fd)
+            except OSError as error:
+                raise os_error(error, self.root / name) from error
+
     def close(self) -> None:
         with self._lock:
             for name in [n for n in self._fds if n not in self._in_use]:

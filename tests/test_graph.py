@@ -159,3 +159,19 @@ def test_turned_pictures_and_unknown_engines_are_refused(photos: Path, tmp_path:
         streamkit.dataset(out, engine="graph", image_size=(8, 8))
     with pytest.raises(UsageError, match='expected "python" or "graph"'):
         streamkit.dataset(out, engine="rust")
+
+
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_shard_of_another_conversion_is_refused(made: Path, tmp_path: Path, pinned: bool) -> None:
+    """Case 46: the same size, and every record's own crc32c is right."""
+    np.savez(tmp_path / "table.npz", x=np.full((N, 16), -1, np.float32), y=np.arange(N) % 3)
+    options = {"shard_size": 700, "compression": "none"}
+    out = convert(tmp_path / "table.npz", tmp_path / "out", **options)
+    np.savez(tmp_path / "table.npz", x=np.full((N, 16), -2, np.float32), y=np.arange(N) % 3)
+    older = convert(tmp_path / "table.npz", tmp_path / "older", **options)
+    pin = streamkit.open(out).dataset_id if pinned else None
+    assert float(next(iter(streamkit.dataset(out, engine="graph", manifest_digest=pin)))[0][0, 0]) == -1
+    (out / "train-00001.tfrecord").write_bytes((older / "train-00001.tfrecord").read_bytes())
+    with pytest.raises(streamkit.DamagedError, match="train-00001.tfrecord.*altered"):
+        streamkit.dataset(out, engine="graph", manifest_digest=pin)

@@ -239,7 +239,7 @@ def test_what_needs_a_folder_here_says_so(server: Served) -> None:
     from streamkit.cli import main
 
     with pytest.raises(UsageError, match='engine="graph" needs a folder on this machine'):
-        _ = streamkit.Loader(server.url, image_size=(8, 8)).shard_paths
+        _ = streamkit.Loader(server.url, image_size=(8, 8)).whole_shards()
     for words in (["repair", "--drop"], ["bench"], ["preview", "--html", "x.html"], ["info", "--croissant"]):
         assert main([words[0], server.url, *words[1:], "--quiet"]) == 2
 

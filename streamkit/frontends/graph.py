@@ -2,8 +2,9 @@
 
 So it can be serialised: it runs in a worker of the tf.data service and on a TPU's host, and `tf.train.Checkpoint` saves its
 iterator. What that costs: it reads eight files side by side, in an order that hangs on the seed alone, and shuffles a buffer of
-records, not all rows; checks a record's crc32c but not the index; decodes JPEG whole before resizing; and tells no cardinality
-(`n_batches` stands on the dataset), because a part of it may run elsewhere. Pixels are those of the Python engine where nothing
+records, not all rows; decodes JPEG whole before resizing; and tells no cardinality (`n_batches` stands on the dataset),
+because a part of it may run elsewhere. In the pipeline only a record's own crc32c is checked, which a shard of another
+conversion has as well: so every shard is hashed before the pipeline gets it, once for each dataset that is made. Pixels are those of the Python engine where nothing
 is resized, and near them otherwise.
 
     >>> import tempfile, streamkit
@@ -48,7 +49,7 @@ def as_graph(loader: Loader) -> tf.data.Dataset:
     names = [name for name in loader.specs if not (name.endswith("_length") and name not in schema)]
     fields = [schema[name] for name in names]
     n = loader.n_samples // loader.num_shards
-    paths = loader.shard_paths
+    paths = loader.whole_shards()
     if loader.shuffle:  # here: after a shuffle in the pipeline, the service's dynamic sharding reads every file twice
         paths = [paths[i] for i in permute(np.arange(len(paths)), len(paths), (loader.seed, 0)).tolist()]
     records = tf.data.Dataset.from_tensor_slices(paths).interleave(tf.data.TFRecordDataset, cycle_length=_FILES)
