@@ -15,6 +15,8 @@ from __future__ import annotations
 import os
 import shlex
 import stat
+from functools import lru_cache
+from pathlib import Path
 
 from streamkit.errors import RefusedError
 
@@ -32,6 +34,29 @@ def regular_file(path: str | os.PathLike[str]) -> os.stat_result:
     if not stat.S_ISREG(facts.st_mode):
         raise RefusedError("this is no regular file", path=path, hint="Put the file itself there.")
     return facts
+
+
+def file_below(root: Path, name: str) -> Path:
+    """The place of file `name` below `root`, whose parts are those of `strict.name_below`, before it is opened.
+
+    Raises:
+        RefusedError: a folder on the way is a link that leads out of `root`.
+    """
+    folder = name.rpartition("/")[0]
+    if folder and not _lies_below(root, folder):
+        raise RefusedError(
+            "a folder on the way is a link that leads out of the dataset",
+            path=root / name,
+            hint="Put the folder itself there.",
+        )
+    return root / name
+
+
+@lru_cache(maxsize=4096)
+def _lies_below(root: Path, folder: str) -> bool:
+    """Looked at once a folder: a million files may be opened in it."""
+    top = os.path.realpath(root)
+    return os.path.commonpath([top, os.path.realpath(root / folder)]) == top
 
 
 def mend(folder: str | os.PathLike[str]) -> str:

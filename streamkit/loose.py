@@ -26,6 +26,7 @@ import pyarrow as pa
 from streamkit import native
 from streamkit.atomic import os_error
 from streamkit.errors import DamagedError, RefusedError
+from streamkit.guard import file_below
 from streamkit.index import ADOPT_AGAIN, Index
 from streamkit.native import BadRange
 from streamkit.remote.address import Address
@@ -75,7 +76,7 @@ class LooseFiles:
             self._read_far(self.root, rows, lengths, memory, places, crcs)
             return
         for i, row in enumerate(rows.tolist()):
-            path = self.root / self._name(row)
+            path = file_below(self.root, self._name(row))
             try:
                 fd = open_for_reading(path, ADOPT_AGAIN)
             except DamagedError as error:

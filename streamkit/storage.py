@@ -30,7 +30,7 @@ from streamkit import native
 from streamkit.atomic import os_error
 from streamkit.errors import DamagedError, RefusedError
 from streamkit.forking import anew_in_children
-from streamkit.guard import mend, regular_file
+from streamkit.guard import file_below, mend, regular_file
 from streamkit.native import BadRange
 
 MAX_OPEN = 32  # descriptors held by one Files; a dataset of 10,000 shards must work under `ulimit -n 64`
@@ -112,7 +112,7 @@ class Files:
         with self._lock:
             fd = self._fds.pop(name, -1)
             if fd < 0:
-                fd = open_for_reading(self.root / name, self.missing)
+                fd = open_for_reading(file_below(self.root, name), self.missing)
             self._fds[name] = fd
             self._in_use[name] = self._in_use.get(name, 0) + 1
             self._evict()
@@ -139,7 +139,7 @@ class Files:
             RefusedError: it is a link, a pipe or a device.
         """
         try:
-            return regular_file(self.root / name).st_size
+            return regular_file(file_below(self.root, name)).st_size
         except FileNotFoundError:
             raise _missing(self.root / name, self.missing) from None
         except OSError as error:

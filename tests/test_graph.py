@@ -173,5 +173,5 @@ def test_a_shard_of_another_conversion_is_refused(made: Path, tmp_path: Path, pi
     pin = streamkit.open(out).dataset_id if pinned else None
     assert float(next(iter(streamkit.dataset(out, engine="graph", manifest_digest=pin)))[0][0, 0]) == -1
     (out / "train-00001.tfrecord").write_bytes((older / "train-00001.tfrecord").read_bytes())
-    with pytest.raises(streamkit.DamagedError, match="train-00001.tfrecord.*altered"):
+    with pytest.raises(streamkit.DamagedError, match=r"train-00001\.tfrecord.*altered"):
         streamkit.dataset(out, engine="graph", manifest_digest=pin)

@@ -21,6 +21,7 @@ from converting import cli
 import streamkit
 from streamkit import DamagedError, RefusedError, StreamkitError
 from streamkit.cli import main
+from streamkit.reports.dali import write_dali_index
 from streamkit.strict import canonical
 
 Copied = Callable[[str], Path]
@@ -40,11 +41,11 @@ NAMES = [
 PLACES = ["shard", "index", "chunks", "side file", "split"]
 
 
-def sign(path: Path, change: Callable[[dict[str, Any]], None] = lambda data: None) -> None:
+def sign(path: Path, change: Callable[[dict[str, Any]], None] = lambda data: None, digests: bool = True) -> None:
     """Rewrite a manifest with other facts and digests that agree: what a hostile writer can do."""
     data = json.loads((path / "manifest.json").read_text())
     del data["dataset_id"]
-    for split in data["splits"].values():
+    for split in data["splits"].values() if digests else ():
         for entry in (*split["shards"], split["index"], *([split["chunks"]] if "chunks" in split else [])):
             content = (path / entry["file"]).read_bytes()
             entry["digest"] = blake3.blake3(content).hexdigest()
@@ -83,7 +84,7 @@ def hook(event, args):
 sys.addaudithook(hook)
 def read(path):
     for split in streamkit.open(path).splits:
-        for batch in streamkit.Loader(path, split=split, num_workers=0): pass
+        for batch in streamkit.Loader(path, split=split, num_workers=0, batch_size=None): pass
 ways = {
     "read": read,
     "verify": lambda path: streamkit.verify(path, full=True, workers=1),
@@ -142,6 +143,44 @@ def test_nothing_outside_the_dataset_is_opened(datasets: Path, tmp_path: Path) -
         assert what not in links or what.endswith("train.h5"), what
     for secret in secrets.values():
         assert secret.is_file()
+
+
+@pytest.mark.fault(81)
+def test_no_linked_folder_leads_out(datasets: Path, harm_sources: Path, tmp_path: Path) -> None:
+    """Case 81: adopted files lie in folders, any of which may be a link."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    shards = Path(shutil.copytree(datasets / "table-tfrecord", tmp_path / "shards"))
+    name = "train-00001.tfrecord"
+    reading.alter_index(
+        shards, reading.with_column("shard", lambda v: [f"link/{name}" if shard == name else shard for shard in v])
+    )
+    shutil.move(shards / name, outside / name)
+    (shards / "link").symlink_to(outside)
+
+    def linked(data: dict[str, Any]) -> None:
+        data["root"] = "."
+        data["splits"]["train"]["shards"][1]["file"] = f"link/{name}"
+
+    sign(shards, linked, digests=False)
+    loose = Path(shutil.copytree(harm_sources / "pictures", tmp_path / "loose"))
+    streamkit.index(loose, tmp_path / "adopted")
+    for file in (tmp_path / "adopted").iterdir():
+        shutil.move(file, loose)
+    sign(loose, lambda data: data.update(root="."), digests=False)
+    shutil.move(loose / "c1", outside)
+    (loose / "c1").symlink_to(outside / "c1")
+    report = reading.run_python(WATCHED, shards, loose)
+    for path in (shards, loose):
+        codes = report["codes"][str(path)]
+        assert codes["read"] == codes["verify"] == 9, (path.name, codes)
+    inside = [what for _, what in report["opened"] if what.startswith(str(tmp_path))]
+    assert len(inside) > 10
+    for what in inside:
+        assert not what.startswith((str(outside), f"{shards}/link/", f"{loose}/c1/")), what
+    with pytest.raises(RefusedError, match="leads out of the dataset"):
+        write_dali_index(shards)
+    assert not list(outside.glob("*.idx"))
 
 
 @pytest.mark.fault(82)

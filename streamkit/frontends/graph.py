@@ -4,8 +4,8 @@ So it can be serialised: it runs in a worker of the tf.data service and on a TPU
 iterator. What that costs: it reads eight files side by side, in an order that hangs on the seed alone, and shuffles a buffer of
 records, not all rows; decodes JPEG whole before resizing; and tells no cardinality (`n_batches` stands on the dataset),
 because a part of it may run elsewhere. In the pipeline only a record's own crc32c is checked, which a shard of another
-conversion has as well: so every shard is hashed before the pipeline gets it, once for each dataset that is made. Pixels are those of the Python engine where nothing
-is resized, and near them otherwise.
+conversion has as well: so every shard is hashed before the pipeline gets it, once for each dataset that is made.
+Pixels are those of the Python engine where nothing is resized, and near them otherwise.
 
     >>> import tempfile, streamkit
     >>> out = tempfile.mkdtemp() + "/out"

@@ -5,7 +5,7 @@
 >>> with here(Address("memory://check/a"), 2, "") as path:
 ...     path.read_bytes()
 b'12'
->>> size_of(Address("memory://check/a"))
+>>> size_of(Address("memory://check"), "a")
 2
 """
 
@@ -18,21 +18,21 @@ from pathlib import Path
 
 import numpy as np
 
-from streamkit.guard import regular_file
+from streamkit.guard import file_below, regular_file
 from streamkit.remote.address import Address
 from streamkit.remote.failures import Missing
 from streamkit.remote.ranges import Wanted, read_ranges
 from streamkit.remote.transfer import download, size
 
 
-def size_of(path: Path | Address) -> int:
-    """Size of a file [B]. Raises FileNotFoundError; RefusedError of a link; RemoteError."""
-    if isinstance(path, Path):
-        return regular_file(path).st_size
+def size_of(folder: Path | Address, name: str) -> int:
+    """Size of a file below a folder [B]. Raises FileNotFoundError; RefusedError of a link; RemoteError."""
+    if isinstance(folder, Path):
+        return regular_file(file_below(folder, name)).st_size
     try:
-        return size(path)
+        return size(folder / name)
     except Missing:
-        raise FileNotFoundError(str(path)) from None
+        raise FileNotFoundError(str(folder / name)) from None
 
 
 @contextmanager

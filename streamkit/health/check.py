@@ -172,7 +172,7 @@ class Check:
 
     def _size(self, folder: Path | Address, name: str, nbytes: int) -> Iterator[Problem]:
         try:
-            size = size_of(folder / name)
+            size = size_of(folder, name)
         except FileNotFoundError:
             yield Problem(name, "is missing")
         except RefusedError as error:

@@ -24,11 +24,12 @@ from crc32c import crc32c
 
 from streamkit.atomic import write_atomic
 from streamkit.errors import DamagedError, UsageError
-from streamkit.guard import mend
+from streamkit.guard import file_below, mend
 from streamkit.manifest import Manifest
 from streamkit.remote.address import local_only
 from streamkit.rooted import inside
 from streamkit.shards.tfrecord import masked
+from streamkit.storage import open_for_reading
 
 _HEAD = struct.Struct("<QI")
 
@@ -40,11 +41,7 @@ def record_places(path: Path) -> Iterator[tuple[int, int]]:
         DamagedError: missing, a damaged length, or a record that the file's end cuts.
     """
     at = n = 0
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below, after a message of our own for a missing file
-    except FileNotFoundError:
-        raise DamagedError("this shard is missing", shard=path.name, hint=mend(path.parent)) from None
-    with file:
+    with open(open_for_reading(path), "rb") as file:
         end = os.fstat(file.fileno()).st_size
         while at < end:
             head = os.pread(file.fileno(), _HEAD.size, at)
@@ -92,7 +89,7 @@ def write_dali_index(path: str | os.PathLike[str]) -> list[Path]:
     written = []
     for split in manifest.splits.values():
         for shard in split.shards:
-            file = root / below / shard.file
+            file = file_below(root / below, shard.file)
             places = list(record_places(file))
             if len(places) != shard.samples:
                 raise DamagedError(
