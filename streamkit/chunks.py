@@ -5,22 +5,27 @@ split the sample axes (h5py's own guess for (50000, 32, 32, 3) is chunks of (625
 the same rows: they stand one after the other in the chunk table, in C order of their places, so a place is a number.
 Chunks at the far edges stick out of the sample; a chunk that was never written has no bytes, and holds the fill value.
 
-A slab stays as it was decoded, chunk behind chunk, and rows are put together from it when a batch wants them: laying it
-out row by row first would be a second pass over memory that no cache holds.
+Such a slab is laid out row by row as it is decoded, one band after the other: the chunks at one place of the sample's
+first axis, which hold a piece of each row. A band's chunks are read side by side from front to end, while the cache has
+them still: 1.0 us a picture of 32x32x3 in chunks of (6250, 4, 4, 1), and 0.9 us to copy its row when a batch wants it.
+Putting rows together only then, from 192 places far apart, took 4.8 us.
 
     >>> field = Field("x", "array", "uint8", (5, 3), chunk_rows=10, chunk_shape=(2, 3))
-    >>> grid(field), slab_nbytes(field)
-    ((3, 1), 180)
+    >>> grid(field), slab_nbytes(field), band_nbytes(field)
+    ((3, 1), 180, 60)
     >>> starts, run_nbytes = runs(field)    # chunks of 60 bytes, of which a row has 6; of the last one, 3
     >>> starts.tolist(), run_nbytes
     ([0, 3, 60, 63, 120], 3)
+    >>> piece, starts = band(field, 2)      # bytes of a row that the last chunk holds, and where it holds them
+    >>> (piece.start, piece.stop), starts.tolist()
+    ((12, 15), [0])
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -68,6 +73,11 @@ def slab_nbytes(field: Field) -> int:
     return chunk_nbytes(field) * math.prod(grid(field))
 
 
+def band_nbytes(field: Field) -> int:
+    """Decoded size of a band of chunks [B]."""
+    return slab_nbytes(field) // (grid(field) or (1,))[0]
+
+
 @lru_cache(maxsize=64)
 def runs(field: Field) -> tuple[npt.NDArray[np.int32], int]:
     """Where the runs of bytes that make up a slab's first row begin in the slab [B], in the row's order; their length [B].
@@ -88,13 +98,29 @@ def runs(field: Field) -> tuple[npt.NDArray[np.int32], int]:
     return (number * chunk_nbytes(field) + inside * itemsize).astype(np.int32), length * itemsize
 
 
-class _Slab:
-    """One slab under way or done. Whoever wants it decodes chunks until none is left, then waits for the others'."""
+def band(field: Field, number: int) -> tuple[slice, npt.NDArray[np.int32]]:
+    """Which bytes of a row the chunks of band `number` hold, and where their runs begin in the band [B]; see `runs`."""
+    starts, run_nbytes = runs(field)
+    n, c = _axes(field)[0]
+    line = field.sample_nbytes // n  # of a row, along the sample's first axis [B]
+    piece = slice(number * c * line, min(n, (number + 1) * c) * line)
+    return piece, starts[piece.start // run_nbytes : piece.stop // run_nbytes] - number * band_nbytes(field)
 
-    def __init__(self, n_chunks: int, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.values: Bytes = np.empty(nbytes if n_chunks > 1 else 0, np.uint8)
-        self._n, self._next, self._left = n_chunks, 0, n_chunks
+
+class _Slab:
+    """One slab under way or done. Whoever wants it decodes chunks until none is left, then waits for the others'.
+
+    Attributes:
+        values: uint8 (chunk_rows, bytes of a row). Where the slab is one chunk, as that was decoded.
+    """
+
+    def __init__(self, field: Field) -> None:
+        self._n = math.prod(grid(field))
+        self.n_together = self._n // (grid(field) or (1,))[0]  # chunks of a band
+        self.nbytes = slab_nbytes(field)
+        self.values: Bytes = np.empty((int(field.chunk_rows or 1), field.sample_nbytes if self._n > 1 else 0), np.uint8)
+        self._next, self._left = 0, self._n
+        self._bands: dict[int, tuple[Bytes, list[int]]] = {}  # under way: memory, and the chunks that are in it
         self._lock, self._done = threading.Lock(), threading.Event()
         self._error: BaseException | None = None
 
@@ -116,6 +142,20 @@ class _Slab:
         self._done.wait()
         if self._error is not None:
             raise self._error
+
+    def band(self, number: int, make: Callable[[], Bytes]) -> Bytes:
+        """Memory for the chunks of a band, made when the first of them comes."""
+        with self._lock:
+            if number not in self._bands:
+                self._bands[number] = make(), []
+            return self._bands[number][0]
+
+    def is_whole(self, number: int, chunk: int) -> bool:
+        """Note that a band's chunk is decoded; whether that was its last one, and its memory no longer wanted here."""
+        with self._lock:
+            there = self._bands[number][1]
+            there.append(chunk)
+            return len(there) == self.n_together and self._bands.pop(number) is not None
 
     @property
     def ready(self) -> bool:
@@ -147,6 +187,7 @@ class Slabs:
         self._lock = threading.Lock()
         self._held: OrderedDict[tuple[str, int], _Slab] = OrderedDict()
         self._nbytes = 0
+        self._spare: defaultdict[int, list[Bytes]] = defaultdict(list)
 
     def read(self, field: Field, rows: Ints, out: npt.NDArray[Any]) -> None:
         """Fill `out` (n, ...), contiguous, with the values of these rows."""
@@ -160,9 +201,12 @@ class Slabs:
                 slabs.append(self._get(field, first))
             except DamagedError as error:  # each who wants the slab names a row of their own
                 raise self.reader.damaged(row, error.what) from None
-        starts, run_nbytes = runs(field)
-        memory = out.reshape(-1).view(np.uint8)
-        native.gather([s.values for s in slabs], which, inside * row_nbytes(field), starts, run_nbytes, memory)
+        memory = out.reshape(len(rows), math.prod(out.shape[1:])).view(np.uint8)
+        if math.prod(grid(field)) > 1:
+            starts, run_nbytes, pitch = np.zeros(1, np.int32), field.sample_nbytes, field.sample_nbytes
+        else:
+            (starts, run_nbytes), pitch = runs(field), row_nbytes(field)
+        native.gather([s.values.reshape(-1) for s in slabs], which, inside * pitch, starts, run_nbytes, memory)
 
     def _get(self, field: Field, first: int) -> _Slab:
         """The slab whose first chunk is number `first` of the chunk table."""
@@ -170,7 +214,7 @@ class Slabs:
         with self._lock:
             slab = self._held.get(key)
             if slab is None:
-                slab = self._held[key] = _Slab(math.prod(grid(field)), slab_nbytes(field))
+                slab = self._held[key] = _Slab(field)
                 self._nbytes += slab.nbytes
                 while self._nbytes > self.budget and len(self._held) > 1:
                     self._nbytes -= self._held.popitem(last=False)[1].nbytes
@@ -190,14 +234,28 @@ class Slabs:
 
     def _decode(self, field: Field, slab: _Slab, i: int, chunk: int) -> None:
         """Read and decode chunk number `chunk` into place `i` of a slab."""
-        if not slab.values.nbytes:  # one chunk is the whole slab
+        if math.prod(grid(field)) == 1:  # the whole slab
             slab.values = self._chunk(field, chunk)
             return
-        nbytes = chunk_nbytes(field)
-        room = slab.values[i * nbytes : (i + 1) * nbytes]
+        number, place = divmod(i, slab.n_together)
+        nbytes, memory = chunk_nbytes(field), slab.band(number, lambda: self._spare_band(band_nbytes(field)))
+        room = memory[place * nbytes : (place + 1) * nbytes]
         values = self._chunk(field, chunk, room)
         if not np.may_share_memory(values, room):
             room[:] = values
+        if slab.is_whole(number, i):
+            piece, starts = band(field, number)
+            every = np.arange(len(slab.values))
+            out = slab.values[:, piece]
+            native.gather([memory], np.zeros_like(every), every * row_nbytes(field), starts, runs(field)[1], out)
+            with self._lock:
+                self._spare[memory.nbytes].append(memory)
+
+    def _spare_band(self, nbytes: int) -> Bytes:
+        """Memory that an earlier band lay in, or new: that of many bands would cost a page fault for every 4 KiB of it."""
+        with self._lock:
+            spare = self._spare[nbytes]
+            return spare.pop() if spare else np.empty(nbytes, np.uint8)
 
     def _chunk(self, field: Field, chunk: int, room: Bytes | None = None) -> Bytes:
         table = self.reader.chunk_table

@@ -54,10 +54,10 @@ __attribute__((target("ssse3"))) static void gather_colours(const char *from, ch
 }
 #endif
 
-/* Row i of `out` (n, n_runs * run_nbytes) is put together from runs that begin at rows[i] + starts[k]. They lie far
- * apart, so the lines of the next rows are fetched meanwhile: about one at lines[j] each. */
-void streamkit_gather(int64_t n, const char *const *rows, char *out, int64_t n_runs, const int32_t *starts,
-                      int64_t run_nbytes, int64_t n_lines, const int32_t *lines) {
+/* Row i, at out + i * stride, is put together from runs that begin at rows[i] + starts[k]. They lie far apart, so the
+ * lines of the next rows are fetched meanwhile: about one at lines[j] each. */
+void streamkit_gather(int64_t n, const char *const *rows, char *out, int64_t stride, int64_t n_runs,
+                      const int32_t *starts, int64_t run_nbytes, int64_t n_lines, const int32_t *lines) {
 #if defined(__x86_64__)
     int colours = run_nbytes == 1 && are_colours(n_runs, starts);
 #endif
@@ -67,7 +67,7 @@ void streamkit_gather(int64_t n, const char *const *rows, char *out, int64_t n_r
         for (int64_t j = 0; j < AT_ONCE; j++) { /* behind the last row, that one again */
             int64_t row = i + j < n ? i + j : n - 1;
             from[j] = rows[row];
-            to[j] = out + row * n_runs * run_nbytes;
+            to[j] = out + row * stride;
         }
         for (int64_t ahead = i + AT_ONCE; ahead < n && ahead < i + 2 * AT_ONCE; ahead++)
             for (int64_t j = 0; j < n_lines; j++)

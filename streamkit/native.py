@@ -37,7 +37,7 @@ class BadRange(Exception):
         self.i, self.reason = i, reason
 
 
-_ABI = 2  # streamkit_abi() of the source that these calls are written for
+_ABI = 3  # streamkit_abi() of the source that these calls are written for
 
 
 def _load() -> Any:
@@ -59,7 +59,8 @@ def _load() -> Any:
             library.streamkit_map.argtypes = [ctypes.c_int, number]
             library.streamkit_unmap.argtypes = [pointer, number]
             library.streamkit_gather.restype = None
-            library.streamkit_gather.argtypes = [number, pointer, pointer, number, pointer, number, number, pointer]
+            rows, runs, lines = [number, pointer], [number, pointer, number], [number, pointer]
+            library.streamkit_gather.argtypes = [*rows, pointer, number, *runs, *lines]
             return library
     return None
 
@@ -197,23 +198,30 @@ def gather(
         offsets: where each row begins in its source [B], int64 (n,), multiples of `run_nbytes`.
         starts: where the runs of a row begin behind that [B], in the order of the row's bytes; likewise.
         run_nbytes: length of every run [B].
-        memory: the rows, uint8, contiguous, n * len(starts) * run_nbytes bytes.
+        memory: the rows, uint8 (n, len(starts) * run_nbytes), each contiguous.
     """
     ends = offsets + int(starts.max(initial=0)) + run_nbytes
     sizes = np.array([source.nbytes for source in sources], np.int64)
-    if memory.nbytes != len(offsets) * len(starts) * run_nbytes or (ends > sizes[which]).any() or (offsets < 0).any():
+    if memory.shape != (len(offsets), len(starts) * run_nbytes) or (ends > sizes[which]).any() or (offsets < 0).any():
         raise ValueError(_NO_ROOM)
     if _library is None:
-        rows = memory.view(f"V{run_nbytes}").reshape(len(offsets), len(starts))
         runs = [source.view(f"V{run_nbytes}") for source in sources]
-        for row, source, offset in zip(rows, which.tolist(), offsets.tolist(), strict=True):
-            row[:] = runs[source][(offset + starts) // run_nbytes]
+        for row, source, offset in zip(memory, which.tolist(), offsets.tolist(), strict=True):
+            row.view(f"V{run_nbytes}")[:] = runs[source][(offset + starts) // run_nbytes]
         return
     bases = np.array([_at(source) for source in sources], np.int64)[which] + offsets
     starts = np.ascontiguousarray(starts, np.int32)
     lines = np.sort(starts)[np.flatnonzero(np.diff(np.sort(starts) >> 6, prepend=-1))[:_MAX_LINES]]
     _library.streamkit_gather(
-        len(bases), _at(bases), _at(memory), len(starts), _at(starts), run_nbytes, len(lines), _at(lines)
+        len(bases),
+        _at(bases),
+        _at(memory),
+        memory.strides[0],
+        len(starts),
+        _at(starts),
+        run_nbytes,
+        len(lines),
+        _at(lines),
     )
 
 
