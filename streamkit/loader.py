@@ -26,7 +26,7 @@ from streamkit.batch import BatchMaker
 from streamkit.blocks import Blocks
 from streamkit.buffers import Buffers
 from streamkit.choose import by_class, choose, fingerprint, parse_split
-from streamkit.chunks import slab_nbytes
+from streamkit.chunks import band_nbytes, slab_nbytes
 from streamkit.errors import DamagedError, UsageError
 from streamkit.guard import mend
 from streamkit.lengths import ByLength
@@ -40,6 +40,7 @@ from streamkit.schema import Schema
 from streamkit.shares import Shares, derived, quotas
 from streamkit.sizing import Sizing, chunk_windows, n_threads, sample_nbytes, scratch_nbytes
 from streamkit.skipping import Skips
+from streamkit.storage import Files
 from streamkit.stream import Stream
 from streamkit.units import size, whole
 from streamkit.view import View, extra, needed_extras
@@ -264,7 +265,7 @@ class Loader(Stream):
 
     def _sized(self, maker: BatchMaker) -> Sizing:
         payloads = [f for f in self._reader.fields if f.is_payload]
-        slabs = [slab_nbytes(f) for f in payloads if f.chunk_rows is not None]
+        slabs = [slab_nbytes(f) + band_nbytes(f) for f in payloads if f.chunk_rows is not None]
         return Sizing(
             sample_nbytes(maker.specs, self.schema, self._reader.columns),
             self.batch_size,
@@ -319,8 +320,9 @@ class Loader(Stream):
         """Where the split's shards lie, for readers other than ours, which look at no index; so each is read whole, now,
         and its digest held against the manifest's. UsageError: on a server. DamagedError: one was altered."""
         folder = address.local_only(self._reader.files.root, 'engine="graph"')
-        shards, n_cores = self._reader.split.shards, len(os.sched_getaffinity(0))
-        found = in_order(self._reader.files.digest, [shard.file for shard in shards], n_cores, n_cores)
+        files, shards, n_cores = self._reader.files, self._reader.split.shards, len(os.sched_getaffinity(0))
+        assert isinstance(files, Files)  # others are on a server
+        found = in_order(files.digest, [shard.file for shard in shards], n_cores, n_cores)
         for shard, digest in zip(shards, found, strict=True):
             if digest != shard.digest:
                 raise DamagedError(

@@ -49,9 +49,10 @@ class LooseFiles:
 
     def path(self, row: int) -> Path | Address:
         """The file of a row. RefusedError when its key leads out of the folder."""
-        return self.root / self._name(row)
+        return self.root / self.name(row)
 
-    def _name(self, row: int) -> str:
+    def name(self, row: int) -> str:
+        """Name of a row's file below the folder. RefusedError when its key leads out of that."""
         key = path_of(str(self._keys[row]))
         if any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
             raise RefusedError(f"the key {key[:80]!r} leads out of the folder", path=self.index.path)
@@ -76,7 +77,7 @@ class LooseFiles:
             self._read_far(self.root, rows, lengths, memory, places, crcs)
             return
         for i, row in enumerate(rows.tolist()):
-            path = file_below(self.root, self._name(row))
+            path = file_below(self.root, self.name(row))
             try:
                 fd = open_for_reading(path, ADOPT_AGAIN)
             except DamagedError as error:
@@ -99,7 +100,7 @@ class LooseFiles:
         from streamkit.far import FarFiles  # here, as what talks to servers takes 25 ms to import
 
         ones = [slice(i, i + 1) for i in range(len(rows))]
-        names = [self._name(row) for row in rows.tolist()]
+        names = [self.name(row) for row in rows.tolist()]
         start = np.zeros(1, np.int64)
         FarFiles(root, ADOPT_AGAIN).read_parts(
             [

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from streamkit import native
 from streamkit.atomic import os_error
+from streamkit.digest import file_digest
 from streamkit.errors import DamagedError, RefusedError
 from streamkit.forking import anew_in_children
 from streamkit.guard import file_below, mend, regular_file
@@ -153,8 +154,6 @@ class Files:
             RefusedError: it is a link.
             ResourceError: the system refused to read it.
         """
-        from streamkit.remote.transfer import file_digest  # here, as what talks to servers takes 25 ms to import
-
         with self._lease(name) as fd:
             try:
                 return file_digest(fd)

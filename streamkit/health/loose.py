@@ -55,7 +55,7 @@ class LooseCheck:
 
     def _size(self, row: int) -> list[Problem]:
         try:
-            nbytes = size_of(self.files.path(row))
+            nbytes = size_of(self.files.root, self.files.name(row))
         except FileNotFoundError:
             return [self._problem(row, "is missing")]
         except RefusedError as error:
