@@ -93,7 +93,9 @@ def main(out: str, work: Path, n_kills: int, *cases: str) -> None:
         assert forked(out, whole, case, None) == 0
         chance, n_killed = random.Random(case), 0
         while True:
-            kill_after = chance.randrange(EVERY + 1, n_steps // 2) if n_killed < n_kills else None
+            # Many kills come so soon after one another that the run goes on from every state that was saved.
+            longest = max(EVERY, n_steps // (n_kills + 1))
+            kill_after = chance.randint(EVERY, longest) if n_killed < n_kills else None
             status = forked(out, broken, case, kill_after)
             if status == 0:
                 break

@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
-from hypothesis import given
 
 import streamkit
 from streamkit.training import estimate, fit
 from streamkit.training.comparing import compare, compare_model
 from streamkit.training.factoring import low_rank, separable
 from streamkit.training.pruning import (
-    ConstantSparsity,
     PolynomialDecay,
     Prune,
-    kept,
     kernels,
     prune,
     sparsity,
@@ -108,38 +104,7 @@ def test_accumulated_gradients_equal_those_of_the_large_batch() -> None:
     assert np.abs(weights[0] - weights[1]).max() <= 1e-6
 
 
-# Pruning
-
-
-@given(
-    st.lists(st.lists(st.sampled_from([0.0, 1.0, -1.0, 2.5, -3.0]), min_size=1, max_size=9), min_size=1, max_size=4),
-    st.floats(0, 0.99),
-    st.sampled_from(["layer", "global"]),
-)
-def test_exactly_the_smallest_go(values: list[list[float]], share: float, scope: str) -> None:
-    weights = [np.array(row) for row in values]
-    masks = kept(weights, share, scope)
-    groups = (
-        [(np.concatenate(weights), np.concatenate(masks))]
-        if scope == "global"
-        else list(zip(weights, masks, strict=True))
-    )
-    for group, mask in groups:
-        assert int((~mask).sum()) == round(share * group.size)
-        assert np.abs(group[~mask]).max(initial=0) <= np.abs(group[mask]).min(initial=np.inf)
-
-
-@given(st.integers(0, 50), st.integers(0, 200), st.integers(1, 60), st.floats(0, 0.5), st.floats(0.5, 0.99))
-def test_a_schedule_rises_from_initial_to_final(begin: int, length: int, every: int, low: float, high: float) -> None:
-    schedule = PolynomialDecay(high, low, begin, begin + length, every)
-    events, step = [], -1
-    while (event := schedule.next_event(step)) is not None:
-        events.append(event)
-        step = event
-    assert events[0] == begin and events[-1] == begin + length
-    shares = [schedule.at(event) for event in events]
-    assert shares == sorted(shares) and shares[-1] == high
-    assert schedule.at(begin - 1) == 0
+# Pruning (its rules: test_pruning.py)
 
 
 @pytest.mark.slow
@@ -159,59 +124,6 @@ def test_pruning_on_a_schedule_keeps_what_pruning_at_once_loses(
     assert accuracy(gradual, val) >= before - 0.02
     shares = [float((keras.ops.convert_to_numpy(v) == 0).mean()) for v in kernels(gradual)]
     assert max(shares) - min(shares) > 0.1  # layers differ in what they can do without
-
-
-CASES: dict[str, dict[str, Any]] = {
-    "global, momentum": {"scope": "global"},
-    "several steps an execution, loss scaling": {"steps_per_execution": 4, "policy": "mixed_float16"},
-    "accumulated, loss scaling": {"accumulate": 4, "policy": "mixed_float16"},
-    "filters": {"unit": "filter"},
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_final_sparsity_is_exact(case: str, request: pytest.FixtureRequest) -> None:
-    options = {"scope": "layer", "unit": "weight", "accumulate": None, "steps_per_execution": 1, "policy": "float32"}
-    options |= CASES[case]
-    request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
-    keras.config.set_dtype_policy(options["policy"])
-    keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(192, 12)).astype(np.float32), rng.integers(0, 2, 192)
-    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(16), keras.layers.BatchNormalization()]
-    model = keras.Sequential([keras.Input((12,)), *layers, keras.layers.Dense(2, dtype="float32")])
-    compiled(model, options["accumulate"], 0.01, steps_per_execution=options["steps_per_execution"])
-    begin = 0
-    if case == "global, momentum":  # compiled already when pruning begins
-        model.fit(x, y, batch_size=8, verbose=0)
-        begin = int(model.optimizer.iterations)
-    pruning = Prune(PolynomialDecay(0.75, begin=begin, end=begin + 8, every=3), options["scope"], options["unit"])
-    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[pruning])
-    pruned = [keras.ops.convert_to_numpy(v) for v in kernels(model, options["unit"])]
-    shares = [float((v == 0).mean()) for v in pruned]
-    if options["unit"] == "filter":
-        assert [(~v.any(axis=0)).sum() for v in pruned] == [12, 12]
-        gamma = keras.ops.convert_to_numpy(model.layers[2].gamma)
-        assert [(gamma == 0).sum(), (gamma != 0).sum()] == [12, 4]
-    elif options["scope"] == "global":
-        assert sum(int((v == 0).sum()) for v in pruned) == round(0.75 * sum(v.size for v in pruned))
-        assert len(set(shares)) > 1
-    else:
-        assert shares == [0.75] * 3
-
-
-def test_pruning_says_what_it_cannot_do(capsys: pytest.CaptureFixture[str]) -> None:
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, kernel_initializer="zeros")])
-    model.compile("sgd", "mse")
-    x = np.ones((8, 4), np.float32)
-    with pytest.raises(streamkit.UsageError, match="all zeros"):
-        model.fit(x, x[:, :3], verbose=0, callbacks=[Prune(ConstantSparsity(0.5))])
-    model.set_weights([np.ones((4, 3)), np.zeros(3)])
-    model.fit(x, x[:, :3], verbose=0, callbacks=[Prune(PolynomialDecay(0.9, end=500))])
-    assert "training at update 1 of 500" in capsys.readouterr().err
-    for wrong in ({"final": 1.0}, {"final": 0.5, "initial": 0.6}, {"final": 0.5, "begin": 9, "end": 3}):
-        with pytest.raises(streamkit.UsageError):
-            PolynomialDecay(**wrong)
 
 
 def test_shrinking_takes_out_what_is_empty_and_nothing_else(shapes: tuple[Any, Any], dense: tuple[Any, float]) -> None:
