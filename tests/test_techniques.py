@@ -21,6 +21,7 @@ from streamkit.training.pruning import (
     sparsity,
 )
 from streamkit.training.quantizing import int8, stored_nbytes, tflite, tflite_call
+from streamkit.training.rematerializing import Remat
 from streamkit.training.searching import Choice, score, search
 from streamkit.training.shrinking import shrink
 
@@ -182,6 +183,46 @@ def test_factoring_at_full_rank_changes_nothing(padding: str, strides: int) -> N
     apart = separable(model)
     assert type(apart.layers[0]) is keras.layers.SeparableConv2D
     np.testing.assert_allclose(apart.predict_on_batch(x), model.predict_on_batch(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("smaller", [lambda m: low_rank(m, rank=1), lambda m: separable(m)])
+def test_factoring_reaches_layers_in_stretches_and_in_models_within(smaller: Any, tmp_path: Path) -> None:
+    """A stretch that is computed again, and a model as a layer, become as small as the same layers in a row."""
+
+    def parts() -> list[Any]:
+        convolutions = [layers.Conv2D(n, 3, padding="same", activation="relu") for n in (32, 48)]
+        return [convolutions[0], layers.GroupNormalization(8), convolutions[1]]
+
+    layers = keras.layers
+    inputs, ends = keras.Input((8, 8, 16)), (layers.GlobalAveragePooling2D, lambda: layers.Dense(4))
+    row, stretch = parts(), parts()
+    counts = []
+    for middle in (row, [Remat(stretch)], [keras.Sequential([inputs, *parts()])]):
+        model = keras.Sequential([inputs, *middle, *(end() for end in ends)])
+        small = smaller(model)
+        counts.append((model.count_params(), small.count_params()))
+        small.save(tmp_path / "small.keras")
+        again = keras.models.load_model(tmp_path / "small.keras")
+        x = np.random.default_rng(0).normal(size=(2, 8, 8, 16)).astype(np.float32)
+        np.testing.assert_array_equal(*(keras.ops.convert_to_numpy(each(x)) for each in (again, small)))
+    assert len(set(counts)) == 1 and counts[0][1] < counts[0][0] / 3
+
+
+def test_factors_keep_what_is_said_of_a_layer() -> None:
+    layers = keras.layers
+    options: dict[str, Any] = {"kernel_regularizer": keras.regularizers.L2(0.1), "bias_constraint": "non_neg"}
+    first = layers.Conv2D(16, 3, trainable=False, **options)
+    held = layers.Dense(32, kernel_constraint="max_norm")
+    model = keras.Sequential([keras.Input((8, 8, 8)), first, layers.Flatten(), layers.Dense(24, **options), held])
+    for small in (low_rank(model, rank=1), separable(model)):
+        assert [layer.trainable for layer in small.layers] == [False, True, True, True]
+        assert small.layers[0].count_params() < first.count_params()
+        assert type(small.layers[3]) is layers.Dense and small.layers[3].count_params() == held.count_params()
+        small.layers[0].trainable = True
+        factored = {v.path for layer in small.layers[:3] for v in layer.trainable_variables if "kernel" in v.name}
+        assert len(small.losses) == len(factored)
+    flat = low_rank(model, rank=1).layers[2].layers[1]
+    assert isinstance(flat.bias_constraint, keras.constraints.NonNeg)
 
 
 # Eight bits

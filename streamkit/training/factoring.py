@@ -1,8 +1,10 @@
 """Smaller layers from trained ones: two thin layers for a thick one (low rank), separable convolutions for full ones.
 
 Both start from the trained weights by singular value decomposition, so a short fine-tuning brings the accuracy back.
-They return a new model, not compiled; layers that would not become smaller are taken over as they are. Parameters
-shrink; the memory for activations does not, as a thick layer's output is as large as before.
+They return a new model, not compiled; layers that would not become smaller are taken over as they are, and so are those
+with a constraint, which speaks of the whole kernel. Layers inside `Remat` and inside models within the model are factored
+too; both factors get the regularizer of their kernel. Parameters shrink; the memory for activations does not, as a thick
+layer's output is as large as before.
 
     >>> import keras
     >>> thin = np.random.default_rng(0).normal(size=(64, 3)) @ np.random.default_rng(1).normal(size=(3, 64))
@@ -26,10 +28,13 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.errors import UsageError
+from streamkit.training.rematerializing import Remat
 
 Array = npt.NDArray[Any]
 # What a layer becomes, and the weights of that: (replacement, its weights); None leaves it as it is.
 Rule = Callable[[Any], tuple[Any, list[Array]] | None]
+# What is said of a layer's output and bias, and so holds of the last factor.
+_OUTPUT = ("activation", "use_bias", "bias_regularizer", "bias_constraint", "activity_regularizer")
 
 
 def low_rank(model: Any, energy: float | None = None, rank: int | None = None) -> Any:
@@ -61,12 +66,16 @@ def _rebuilt(model: Any, rule: Rule) -> Any:
     made: list[tuple[Any, list[Array]]] = []
 
     def clone(layer: Any) -> Any:
+        if isinstance(layer, Remat):
+            config = {**layer.get_config(), "layers": [clone(part) for part in layer.stretch]}
+            return Remat(**config)
         replaced = rule(layer)
         new, weights = replaced or (layer.__class__.from_config(layer.get_config()), layer.get_weights())
+        new.trainable = layer.trainable
         made.append((new, weights))
         return new
 
-    out = keras.models.clone_model(model, clone_function=clone)
+    out = keras.models.clone_model(model, clone_function=clone, recursive=True)
     for layer, weights in made:
         layer.set_weights(weights)
     return out
@@ -74,7 +83,7 @@ def _rebuilt(model: Any, rule: Rule) -> Any:
 
 def _is_plain(layer: Any, kinds: tuple[type, ...]) -> bool:
     # Exactly these classes: separable and transposed convolutions inherit from them, or look alike.
-    return type(layer) in kinds and getattr(layer, "groups", 1) == 1
+    return type(layer) in kinds and getattr(layer, "groups", 1) == 1 and layer.kernel_constraint is None
 
 
 def _thin(layer: Any, energy: float | None, rank: int | None) -> tuple[Any, list[Array]] | None:
@@ -92,13 +101,14 @@ def _thin(layer: Any, energy: float | None, rank: int | None) -> tuple[Any, list
     root = np.sqrt(s[:r])
     first, second = (u[:, :r] * root).reshape(*kernel.shape[:-1], r), root[:, None] * v[:r]
     config = layer.get_config()
-    last = {"activation": config["activation"], "use_bias": config["use_bias"], "dtype": layer.dtype_policy}
+    both = {"kernel_regularizer": layer.kernel_regularizer, "dtype": layer.dtype_policy}
+    last = {**both, **{name: getattr(layer, name) for name in _OUTPUT}}
     if isinstance(layer, layers.Dense):
-        parts = [layers.Dense(r, use_bias=False, dtype=layer.dtype_policy), layers.Dense(flat.shape[1], **last)]
+        parts = [layers.Dense(r, use_bias=False, **both), layers.Dense(flat.shape[1], **last)]
     else:
         place = {name: config[name] for name in ("strides", "padding", "dilation_rate", "data_format")}
         parts = [
-            type(layer)(r, layer.kernel_size, use_bias=False, dtype=layer.dtype_policy, **place),
+            type(layer)(r, layer.kernel_size, use_bias=False, **place, **both),
             type(layer)(flat.shape[1], 1, data_format=config["data_format"], **last),
         ]
         second = second.reshape(*(1 for _ in layer.kernel_size), *second.shape)
@@ -118,18 +128,13 @@ def _separated(layer: Any, depth: int) -> tuple[Any, list[Array]] | None:
     spatial = (u[:, :, :d] * root[:, None]).transpose(1, 0, 2).reshape(height, width, n_in, d)
     mixing = (root[:, :, None] * v[:, :d]).reshape(1, 1, n_in * d, n_out)
     config = layer.get_config()
-    kept = (
-        "name",
-        "filters",
-        "kernel_size",
-        "strides",
-        "padding",
-        "dilation_rate",
-        "activation",
-        "use_bias",
-        "data_format",
-    )
+    kept = ("name", "filters", "kernel_size", "strides", "padding", "dilation_rate", "data_format")
     new = keras.layers.SeparableConv2D(
-        depth_multiplier=d, dtype=layer.dtype_policy, **{name: config[name] for name in kept}
+        depth_multiplier=d,
+        depthwise_regularizer=layer.kernel_regularizer,
+        pointwise_regularizer=layer.kernel_regularizer,
+        dtype=layer.dtype_policy,
+        **{name: config[name] for name in kept},
+        **{name: getattr(layer, name) for name in _OUTPUT},
     )
     return new, [spatial, mixing, *bias]
