@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,40 @@ def test_factors_keep_what_is_said_of_a_layer() -> None:
         assert len(small.losses) == len(factored)
     flat = low_rank(model, rank=1).layers[2].layers[1]
     assert isinstance(flat.bias_constraint, keras.constraints.NonNeg)
+
+
+# What the rows tell
+
+
+def test_a_row_is_timed_on_one_shape_that_has_been_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch of a shape takes long here, as where it is compiled, and one batch is enough."""
+    monkeypatch.setattr("streamkit.training.comparing._TIMED_S", 0.1)
+    seen: set[int] = set()
+
+    def predict(x: Any) -> Any:
+        time.sleep(0.02 if len(x) in seen else 0.3)
+        seen.add(len(x))
+        return np.eye(3)[x]
+
+    x, y = np.array([0, 1, 2, 1]), np.array([0, 1, 2, 0])
+    for batches in ([(x, y)], [(x, y), (x[:1], y[:1])]):
+        seen.clear()
+        row = compare("x", predict, batches, 3, b"")
+        assert 4 / 0.04 < row.images_per_second <= 4 / 0.02
+        assert row.accuracy == pytest.approx(sum((a == b).sum() for a, b in batches) / sum(len(a) for a, _ in batches))
+    with pytest.raises(streamkit.UsageError, match="no batch"):
+        compare("x", predict, [], 3, b"")
+
+
+def test_a_row_counts_zeros_among_all_numbers_of_a_model() -> None:
+    """Embeddings are not pruned, so that 80 % of the kernels are less of the model."""
+    model = keras.Sequential([keras.Input((4,), dtype="int32"), keras.layers.Embedding(30, 8), keras.layers.Flatten()])
+    model.add(keras.layers.Dense(10, bias_initializer="ones"))
+    prune(model, 0.8)
+    row = compare_model("pruned", model, [(np.ones((2, 4), np.int32), np.zeros(2))])
+    assert row.parameters == 30 * 8 + 32 * 10 + 10
+    assert row.zeros == round(0.8 * 320) / row.parameters
+    assert "570 parameters, 44.9% zeros, 2,280 B," in str(row)
 
 
 # Eight bits

@@ -31,8 +31,8 @@ if (DATA.estimate.length)
 main.append(panels);
 if (DATA.missing) main.append(make("p", { class: "quiet" }, `Nothing is known of a GPU: ${DATA.missing}.`));
 if (DATA.rows.length) {
-  const head = ["technique", "parameters", "size", "deflated", "peak of a step", "images/s, forward", "accuracy"];
+  const head = ["technique", "parameters", "zeros", "size", "deflated", "peak of a step", "images/s, forward", "accuracy"];
   main.append(panel("What each technique made of the model", table(head, DATA.rows.map((row) => [row.name, count(row.parameters),
-    bytes(row.nbytes), bytes(row.deflated_nbytes), optional(row.step_nbytes, bytes), optional(row.images_per_second, (v) => count(Math.round(v))),
+    optional(row.zeros, (v) => `${(100 * v).toFixed(1)} %`), bytes(row.nbytes), bytes(row.deflated_nbytes), optional(row.step_nbytes, bytes), optional(row.images_per_second, (v) => count(Math.round(v))),
     optional(row.accuracy, (v) => v.toFixed(4))]))));
 }
