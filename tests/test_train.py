@@ -203,7 +203,7 @@ def test_damage_keeps_its_exit_code(images: Path, tmp_path: Path) -> None:
     (out / "manifest.json").unlink()
     run = train(out)
     assert (run.returncode, run.stdout) == (4, "")
-    assert run.stderr.startswith(f"streamkit: {out}: ")
+    assert run.stderr.startswith(f"train: {out}: ")
     assert run.stderr.count("\n") == 1
 
 
@@ -235,7 +235,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
         (line,) = run.stderr.splitlines()
         return line
 
-    assert refusal(tmp_path / "absent").startswith(f"streamkit: {tmp_path / 'absent'}: this path does not exist")
+    assert refusal(tmp_path / "absent").startswith(f"train: {tmp_path / 'absent'}: this path does not exist")
 
     (tmp_path / "mixed" / "a").mkdir(parents=True)
     for side in (20, 30):
