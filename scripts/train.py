@@ -204,7 +204,7 @@ def train(args: argparse.Namespace) -> None:
     import keras  # picks the device by itself
 
     from streamkit.training.job import Job, built
-    from streamkit.training.networks import Design, default_model
+    from streamkit.training.networks import Design, default_model, refuse_misfit
 
     keras.utils.set_random_seed(args.seed)
     keras.config.set_dtype_policy(args.precision)
@@ -212,7 +212,9 @@ def train(args: argparse.Namespace) -> None:
     if args.quantize == "tflite" and backend != "tensorflow":
         raise UsageError(f"--quantize tflite needs TensorFlow, this is {backend}", hint="Pass --backend tensorflow.")
     options = {}
-    design = Design(args.model or default_model(task.shape), args.conv, args.width, args.norm, args.remat)
+    model_name = args.model or default_model(task.shape)
+    design = Design(model_name, args.conv, args.width, args.norm, args.remat, augment=args.augment)
+    refuse_misfit(design, task.shape)
     if len(task.shape) == 1:
         vocabulary, longest = tokens_of(args.out, task)
         design = replace(design, vocabulary=vocabulary)

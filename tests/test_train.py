@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tifffile
 import train as script
 
 import streamkit
@@ -122,6 +123,22 @@ def test_sequence_in_bfloat16(images: Path, here: Here, request: pytest.FixtureR
     request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
     run = here(images, "--loader", "keras", "--precision", "mixed_bfloat16", "--epochs", "1", "--image-size", "12x10")
     lines(run, VALIDATED + COST, 1)
+
+
+def test_scenes_of_four_bands_and_sixteen_bits(tmp_path: Path, here: Here) -> None:
+    """A class is a brighter band, by less than the noise of a pixel; the range of the numbers is learnt."""
+    rng = np.random.default_rng(0)
+    for name, band in (("farm", 3), ("sea", 1)):
+        scene = rng.integers(20_000, 40_000, (64, 64, 4), np.uint16)
+        scene[..., band] += 15_000
+        (tmp_path / "src" / name).mkdir(parents=True)
+        tifffile.imwrite(tmp_path / "src" / name / "0.tif", scene, photometric="minisblack", planarconfig="contig")
+    streamkit.convert(tmp_path / "src", tmp_path / "out", format="hdf5", tile="8x8", workers=1)
+    field = streamkit.open(tmp_path / "out").schema["array"]
+    assert (field.dtype, field.shape) == ("uint16", (8, 8, 4))
+    run = here(tmp_path / "out", "--epochs", "2", "--batch-size", "8", "--model", "small_cnn", "--rate", "0.01")
+    last = lines(run, rf"epoch (\d+)/(\d+) loss: {NUMBER} accuracy: {NUMBER} {COST}", 2)[-1]
+    assert float(last.split("accuracy: ")[1].split()[0]) >= 0.95
 
 
 def test_arrays_without_tensorflow_and_without_validation(tmp_path: Path) -> None:
@@ -237,9 +254,9 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
 
     assert refusal(tmp_path / "absent").startswith(f"train: {tmp_path / 'absent'}: this path does not exist")
 
-    (tmp_path / "mixed" / "a").mkdir(parents=True)
-    for side in (20, 30):
-        Image.new("RGB", (side, side)).save(tmp_path / "mixed" / "a" / f"{side}.png")
+    for name, side in (("a", 20), ("b", 30)):
+        (tmp_path / "mixed" / name).mkdir(parents=True)
+        Image.new("RGB", (side, side)).save(tmp_path / "mixed" / name / f"{side}.png")
     streamkit.convert(tmp_path / "mixed", tmp_path / "mixed-out", format="tfrecord", workers=1)
     line = refusal(tmp_path / "mixed-out")
     assert line == "train: images differ in size, so they do not stack. Pass --image-size HxW."
@@ -248,15 +265,22 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
     streamkit.convert(tmp_path / "x.npy", tmp_path / "unlabelled", format="tfrecord", workers=1)
     assert refusal(tmp_path / "unlabelled").startswith("train: this dataset has no label")
 
-    np.savez(tmp_path / "cubes.npz", array=np.zeros((10, 4, 4, 2), np.float32), label=np.arange(10) % 2)
-    streamkit.convert(tmp_path / "cubes.npz", tmp_path / "cubes", format="tfrecord", workers=1)
-    assert refusal(tmp_path / "cubes").startswith("train: arrays have shape (4, 4, 2), expected")
+    np.savez(tmp_path / "films.npz", array=np.zeros((10, 2, 4, 4, 2), np.float32), label=np.arange(10) % 2)
+    streamkit.convert(tmp_path / "films.npz", tmp_path / "films", format="tfrecord", workers=1)
+    assert refusal(tmp_path / "films").startswith("train: arrays have shape (2, 4, 4, 2), expected")
+
+    shutil.rmtree(tmp_path / "mixed" / "b")
+    streamkit.convert(tmp_path / "mixed", tmp_path / "one", format="tfrecord", workers=1)
+    line = refusal(tmp_path / "one")
+    assert line == "train: all samples are of the class 'a', so there is nothing to learn"
 
     series = ROOT / "sample_data" / "series" / "train"
     streamkit.convert(series, tmp_path / "series", format="tfrecord", workers=1)
     assert refusal(tmp_path / "series", "--image-size", "32x32").startswith("train: --image-size is for images")
-    assert "resnet takes images" in refusal(tmp_path / "series", "--model", "resnet")
-    assert "keeps moving averages" in refusal(tmp_path / "series", "--remat")
+    for size in ((), ("--batch-size", "auto")):  # which would try the network in another process
+        assert "resnet takes images" in refusal(tmp_path / "series", "--model", "resnet", *size)
+        assert "keeps moving averages" in refusal(tmp_path / "series", "--remat", *size)
+    assert "only images are augmented" in refusal(tmp_path / "series", "--augment")
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     line = refusal(tmp_path / "series", "--devices", "2")
     assert line.startswith("train: --devices 2: Keras on PyTorch trains on one device. ")
@@ -272,6 +296,24 @@ def test_two_devices_of_jax_train_as_one(images: Path) -> None:
     for line, other in zip(one, two, strict=True):
         assert loss(other) == pytest.approx(loss(line), rel=1e-3)
         assert loss(other.split("val_")[1]) == pytest.approx(loss(line.split("val_")[1]), rel=1e-3)
+
+
+def test_one_logit_too_is_judged_by_the_class_that_it_says() -> None:
+    """By its name alone, Keras would make "accuracy" a binary one, which compares the logit with the class."""
+    from streamkit.training.job import Job, built
+    from streamkit.training.networks import Design
+
+    model = built(Job(Design("small_cnn", width=0.25), (8, 2), "float32", 1, rate=0.1, n_updates=1), accumulate=1)
+    x = np.random.default_rng(0).normal(size=(8, 8, 2)).astype(np.float32)
+    assert model.evaluate(x, np.zeros(8, np.int32), verbose=0, return_dict=True)["accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("side, augment, expected", [(64, None, 3), (63, None, 0), (64, False, 0), (16, True, 3)])
+def test_large_images_are_augmented_unless_told_otherwise(side: int, augment: bool | None, expected: int) -> None:
+    from streamkit.training.networks import Design, network
+
+    model = network(Design("separable_cnn", width=0.25, augment=augment), (side, side, 3), "uint8", 2)
+    assert sum(type(layer).__name__.startswith("Random") for layer in model.layers) == expected
 
 
 def test_help_shows_an_example() -> None:

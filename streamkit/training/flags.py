@@ -100,6 +100,8 @@ def _network(parser: argparse.ArgumentParser) -> None:
     add("--conv", choices=("standard", "separable"), help="kind of convolutions, default: as the model's name says")
     add("--width", type=number(0, 100), default=1.0, metavar="X", help="this many times the usual filters, default: 1")
     add("--norm", choices=("batch", "group"), default="batch", help="normalisation, default: batch")
+    text = "flip, shift and zoom images at random; default: those of 64 pixels a side and more"
+    add("--augment", action=argparse.BooleanOptionalAction, help=text)
     add("--rate", type=number(0, 100), default=3e-3, metavar="X", help="highest learning rate, default: 0.003")
 
 

@@ -54,6 +54,6 @@ def compiled(model: Any, rate: float, n_updates: int, accumulate: int) -> Any:
     model.compile(
         optimizer=keras.optimizers.AdamW(schedule, weight_decay=0.05, gradient_accumulation_steps=steps),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],  # by name, one logit would make it a binary one
     )
     return model

@@ -23,7 +23,7 @@ from streamkit.errors import UsageError
 from streamkit.training.rematerializing import Remat
 
 Shape = tuple[int | None, ...]
-# What each takes: images (height, width, channels), series (time, channels), tokens (time,).
+# What each takes: images (height, width, channels or bands), series (time, channels), tokens (time,).
 TAKES = {
     "small_cnn": ("images", "series"),
     "separable_cnn": ("images", "series"),
@@ -45,6 +45,7 @@ class Design:
         norm: "batch" or "group" normalisation; only the latter may be computed twice, see `Remat`.
         remat: compute the insides of each stage again in the backward pass.
         vocabulary: of text_cnn, the number of different tokens; 0 is padding.
+        augment: flip, shift and zoom images at random while training; None: those of 64 pixels a side and more.
     """
 
     model: str
@@ -53,6 +54,7 @@ class Design:
     norm: str = "batch"
     remat: bool = False
     vocabulary: int = 0
+    augment: bool | None = None
 
     @property
     def separable(self) -> bool:
@@ -68,11 +70,11 @@ def default_model(shape: Shape) -> str:
     return {"images": "separable_cnn", "series": "small_cnn", "tokens": "text_cnn"}[KINDS[len(shape)]]
 
 
-def network(design: Design, shape: Shape, dtype: str, n_classes: int) -> Any:
-    """A network from samples of `shape` to `n_classes` logits, float32; not compiled.
+def refuse_misfit(design: Design, shape: Shape) -> None:
+    """Tell before anything is built whether the design suits samples of `shape`.
 
     Raises:
-        UsageError: this network is for samples of another kind, or has nothing that `remat` may compute twice.
+        UsageError: this network is for samples of another kind, or what is asked for does nothing to it.
     """
     kind = KINDS.get(len(shape))
     if kind not in TAKES[design.model]:
@@ -81,7 +83,24 @@ def network(design: Design, shape: Shape, dtype: str, n_classes: int) -> Any:
         raise UsageError(f"{design.model} takes {takes}; samples have shape {shape}", hint=f"What fits: {fitting}.")
     if design.model in ("lstm", "text_cnn") and (design.remat or design.conv is not None):
         raise UsageError(f"{design.model} has no stages of convolutions, so conv and remat do nothing to it")
-    made = {"images": _images, "series": _series, "tokens": _tokens}[str(kind)](design, shape)
+    if design.remat and design.norm == "batch":
+        raise UsageError(
+            "batch normalisation keeps moving averages, which remat would move twice a step",
+            hint="Pass --norm group.",
+        )
+    if design.augment and kind != "images":
+        raise UsageError(f"samples have shape {shape}, and only images are augmented")
+
+
+def network(design: Design, shape: Shape, dtype: str, n_classes: int) -> Any:
+    """A network from samples of `shape` to `n_classes` logits, float32; not compiled.
+
+    Raises:
+        UsageError: see `refuse_misfit`.
+    """
+    refuse_misfit(design, shape)
+    kind = KINDS[len(shape)]
+    made = {"images": _images, "series": _series, "tokens": _tokens}[kind](design, shape, dtype)
     made += [layers.Dropout(0.2), layers.Dense(n_classes, dtype="float32")]
     inputs = keras.Input(shape, dtype="int32" if kind == "tokens" else dtype)  # JAX has no 64 bits unless told
     if design.model != "resnet":  # Sequential, which is what filters can be taken out of
@@ -104,12 +123,20 @@ def _stage(design: Design, stage: list[Any]) -> list[Any]:
     return [Remat(stage)] if design.remat else stage
 
 
-def _images(design: Design, shape: Any) -> list[Any]:
-    """uint8 images -> features: convolutions, halving the map until its short side is at most 2."""
+def _learnt_scale() -> list[Any]:
+    """Reflectances, volts, counts -> numbers around 0, of about 1, whatever range they have: it is learnt.
+
+    In float32, as numbers as they were measured may exceed what half precision holds.
+    """
+    return [layers.Rescaling(1.0, dtype="float32"), layers.BatchNormalization(momentum=0.9, dtype="float32")]
+
+
+def _images(design: Design, shape: Any, dtype: str) -> list[Any]:
+    """(height, width, channels) -> features: convolutions, halving the map until its short side is at most 2."""
     large = min(shape[:2]) >= 64
     # Images arrive as uint8, a quarter of float32's bytes to read, queue and copy to the device; scaling costs nothing.
-    stack = [layers.Rescaling(1 / 127.5, offset=-1)]
-    if large:
+    stack = [layers.Rescaling(1 / 127.5, offset=-1)] if dtype == "uint8" else _learnt_scale()
+    if large if design.augment is None else design.augment:
         stack += [layers.RandomFlip("horizontal"), layers.RandomTranslation(0.1, 0.1), layers.RandomZoom(0.1)]
     first = layers.Conv2D(design.filters(32), 3, strides=2 if large else 1, padding="same", use_bias=False)
     stack += _normalised(design, first)
@@ -162,10 +189,9 @@ class _Block:
         return layers.Add()([x, y])
 
 
-def _series(design: Design, shape: Any) -> list[Any]:
-    """(time, channels) -> features; the first normalisation learns the scale of the data."""
-    # float32 up to the first normalisation: numbers as they were measured may exceed what half precision holds.
-    stack = [layers.Rescaling(1.0, dtype="float32"), layers.BatchNormalization(momentum=0.9, dtype="float32")]
+def _series(design: Design, shape: Any, dtype: str) -> list[Any]:
+    """(time, channels) -> features."""
+    stack = _learnt_scale()
     if design.model == "lstm":
         return [*stack, layers.LSTM(design.filters(64), return_sequences=True), layers.LSTM(design.filters(64))]
     kind = layers.SeparableConv1D if design.separable else layers.Conv1D
@@ -175,7 +201,7 @@ def _series(design: Design, shape: Any) -> list[Any]:
     return [*stack, layers.GlobalAveragePooling1D()]
 
 
-def _tokens(design: Design, shape: Any) -> list[Any]:
+def _tokens(design: Design, shape: Any, dtype: str) -> list[Any]:
     """Tokens, 0 after the end -> features: the strongest answer of each filter, which more padding does not change."""
     n = design.filters(64)
     return [

@@ -46,6 +46,8 @@ def task_of(manifest: Manifest, image_size: tuple[int, int] | None = None) -> Ta
     label = manifest.schema.label
     if label is None or not label.class_names:
         raise UsageError("this dataset has no label with classes, so there is nothing to learn")
+    if len(label.class_names) < 2:
+        raise UsageError(f"all samples are of the class {label.class_names[0]!r}, so there is nothing to learn")
     payloads = manifest.schema.payloads
     if len(payloads) != 1 or payloads[0].kind not in ("image", "array"):
         kinds = ", ".join(f"{field.name} ({field.kind})" for field in payloads)
@@ -58,8 +60,8 @@ def task_of(manifest: Manifest, image_size: tuple[int, int] | None = None) -> Ta
     if image_size is not None:
         raise UsageError("--image-size is for images, and this dataset holds arrays")
     tokens = len(field.shape) == 1 and field.dtype.lstrip("u").startswith("int")
-    if not tokens and (len(field.shape) != 2 or None in field.shape):
-        what = "a fixed (time, channels), or whole numbers of shape (time,)"
+    if not tokens and (len(field.shape) not in (2, 3) or None in field.shape):
+        what = "a fixed (time, channels) or (height, width, bands), or whole numbers of shape (time,)"
         raise UsageError(f"arrays have shape {field.shape}, expected {what}")
     return Task(field, label, (None,) if tokens else field.shape, _splits(manifest))
 
