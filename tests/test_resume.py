@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from reading import convert
 
 import streamkit
 from streamkit.training import fit
+from streamkit.training.interrupting import held
 from streamkit.training.state import FILE_NAME
 
 N = 76
@@ -278,3 +280,65 @@ def test_early_stopping_counts_on_and_ends_the_run_for_good(out: Path, tmp_path:
     assert run() == [0, 1, 2]
     assert run() == [0, 1, 2]
     assert int(model.optimizer.iterations) == 3 * 3
+
+
+# Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [pytest.param(7, id="in an epoch"), pytest.param(10, id="at its end")])
+def test_a_signal_is_let_through_when_the_step_is_saved(
+    out: Path, tmp_path: Path, number: signal.Signals, stop: int
+) -> None:
+    """10 batches an epoch, and no save is due for a long time."""
+
+    class Ended(Exception):
+        """Stands for the end of the process."""
+
+    def end(*arguments: Any) -> None:
+        raise Ended
+
+    def signal_at(n_steps: int) -> Any:
+        return callback(
+            on_train_batch_end=lambda batch, logs=None: batch == n_steps - 1 and signal.raise_signal(number)
+        )
+
+    seen: list[list[int]] = []
+    options = {"epochs": 2, "run_dir": tmp_path / "run", "verbose": 0}
+    before = signal.signal(number, end)
+    try:
+        with pytest.raises(Ended):
+            fit(recorder(seen), streamkit.Loader(out, batch_size=8), callbacks=[signal_at(stop)], **options)
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, before)
+    fit(recorder(seen), streamkit.Loader(out, batch_size=8), **options)
+    assert seen == batches_of(out, 2, batch_size=8)
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    def both() -> None:
+        with held() as signals:
+            signal.raise_signal(signal.SIGINT)
+            assert signals.came is signal.SIGINT
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        both()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_is_not_continued_with_other_settings(out: Path, tmp_path: Path) -> None:
+    def run(**options: Any) -> Any:
+        loader = streamkit.Loader(out, batch_size=8)
+        return fit(recorder([]), loader, run_dir=tmp_path / "run", verbose=0, **options)
+
+    settings = {"--rate": 0.003, "--image-size": (8, 8), "--prune": None}
+    run(epochs=1, settings=settings)
+    others = settings | {"--rate": 0.1, "--prune": 0.5}
+    with pytest.raises(streamkit.UsageError) as refused:
+        run(epochs=2, settings=others)
+    assert "this run was begun with --rate 0.003, now 0.1, --prune none, now 0.5. " in str(refused.value)
+    with pytest.raises(streamkit.UsageError, match=r"--image-size \[8, 8\], now none"):
+        run(epochs=2)
+    assert len(run(epochs=2, settings=settings).history["loss"]) == 2

@@ -18,7 +18,7 @@ every border after it. So each epoch, or rest of one, is a `model.fit` of its ow
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ import keras
 from streamkit.errors import UsageError
 from streamkit.replicas import refuse_workers_of_keras
 from streamkit.training.feeding import Feed
-from streamkit.training.state import FILE_NAME, Arrays, State, build, put_back, random_states
+from streamkit.training.interrupting import Held, held
+from streamkit.training.state import FILE_NAME, Arrays, State, build, put_back, random_states, refuse_others
 
 
 def fit(
@@ -41,6 +42,7 @@ def fit(
     validation: Any = None,
     callbacks: Iterable[Any] = (),
     class_weight: dict[int, float] | None = None,
+    settings: Mapping[str, Any] | None = None,
     verbose: Any = "auto",
 ) -> Any:
     """Train, saving the whole state in `run_dir`; called again with the same one, continue where the last save was.
@@ -48,6 +50,8 @@ def fit(
     The sequence of batches, and on one device the weights, equal those of a run that was never stopped: weights,
     optimizer (with accumulated gradients and loss scale), metrics of the epoch under way, learning rate, random states,
     the history and what Keras' callbacks count (wait, best, ...) are all restored. Epoch k of the run is epoch k of the loader.
+
+    Ctrl-C and SIGTERM end the step under way, save, and do then what they did before; a second one does it at once.
 
     Args:
         model: a compiled Keras model, made and compiled as before when the run is continued.
@@ -60,12 +64,15 @@ def fit(
         validation: a loader (its epoch 0, each time the same), or anything that `validation_data` of Keras may be.
         callbacks: Keras callbacks. They see batch numbers of the whole epoch, and on_train_begin once.
         class_weight, verbose: as in `model.fit`.
+        settings: JSON-able values by name that the training depends on and its variables do not show, such as the
+            learning rate; saved, and a run begun with others is not continued.
 
     Returns:
         `keras.callbacks.History` of the whole run, epochs before the interruption included.
 
     Raises:
-        UsageError: the run in `run_dir` is one of another dataset, split, seed, batch size, model or backend; says which.
+        UsageError: the run in `run_dir` is one of another dataset, split, seed, batch size, model, backend or settings;
+            says which.
             Or the model is to train on several workers of tf.distribute, which Keras 3 cannot.
         DamagedError: the saved state is cut or altered.
         ResourceError: it cannot be written.
@@ -81,9 +88,10 @@ def fit(
                 "EarlyStopping(restore_best_weights=True) keeps them in memory only, where a kill loses them",
                 hint="Keep them with keras.callbacks.ModelCheckpoint(save_best_only=True).",
             )
-    loop = _Loop(callbacks, model, feed, file, every_steps, epochs, verbose)
+    facts = {"epochs": epochs, "settings": dict(settings or {})}
+    loop = _Loop(callbacks, model, feed, file, every_steps, facts, verbose)
     loop.resume()
-    with _ended_once(model):
+    with _ended_once(model), held() as loop.signals:
         while loop.epoch < epochs and not loop.stopped:
             model.fit(
                 feed.epoch(loop.epoch, loop.batch),
@@ -126,13 +134,20 @@ class _Loop(keras.callbacks.CallbackList):
     """
 
     def __init__(
-        self, callbacks: list[Any], model: Any, feed: Feed, file: Path, every_steps: int, epochs: int, verbose: Any
+        self,
+        callbacks: list[Any],
+        model: Any,
+        feed: Feed,
+        file: Path,
+        every_steps: int,
+        facts: dict[str, Any],
+        verbose: Any,
     ) -> None:
         n = len(feed.loader)
-        super().__init__(
-            callbacks, add_history=True, add_progbar=verbose != 0, model=model, verbose=verbose, epochs=epochs, steps=n
-        )
+        options = {"add_history": True, "add_progbar": verbose != 0, "verbose": verbose}
+        super().__init__(callbacks, model=model, epochs=facts["epochs"], steps=n, **options)
         self.loader, self.file, self.every_steps, self.n_batches = feed.loader, file, every_steps, n
+        self.facts, self.signals = facts, Held()
         self.epoch, self.batch, self.stopped = 0, 0, False
         self._chance: Arrays = random_states()
         self._state: State | None = None
@@ -148,6 +163,7 @@ class _Loop(keras.callbacks.CallbackList):
         if not self.file.exists():
             return
         self._state = state = State.load(self.file)
+        refuse_others(state.facts.get("settings"), self.facts["settings"], self.file)
         twin = self.loader.held(0)
         try:
             twin.resume(state.facts["cursor"])
@@ -164,7 +180,7 @@ class _Loop(keras.callbacks.CallbackList):
     def _save(self) -> None:
         self._saved = self.epoch * self.n_batches + self.batch
         if self.loader.shard_index == 0:
-            facts = {
+            facts = self.facts | {
                 "cursor": self.loader.cursor_at(self._saved),
                 "stopped": self.stopped,
                 "history": self._history.history,
@@ -210,8 +226,10 @@ class _Loop(keras.callbacks.CallbackList):
         # With steps_per_execution the last execution may hold fewer batches than Keras says.
         self.batch = min(self._first + batch + 1, self.n_batches)
         step = self.epoch * self.n_batches + self.batch
-        if self.batch < self.n_batches and step // self.every_steps > self._saved // self.every_steps:
+        due = step // self.every_steps > self._saved // self.every_steps
+        if self.batch < self.n_batches and (due or self.signals.came):
             self._save()
+            self.signals.let_through()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         super().on_epoch_end(epoch, logs)
@@ -220,6 +238,7 @@ class _Loop(keras.callbacks.CallbackList):
             self.epoch, self.batch = self.epoch + 1, 0
         self._chance = random_states()
         self._save()
+        self.signals.let_through()
 
     def on_train_end(self, logs: Any = None) -> None:
         """Not yet: see `end`."""

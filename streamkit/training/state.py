@@ -23,7 +23,8 @@ from __future__ import annotations
 import json
 import random
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from streamkit.errors import DamagedError, FormatVersionError, UsageError
 
 FILE_NAME = "state.npz"
 _VERSION = 1
+_AGAIN = "Delete it to train from the beginning."
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -79,21 +81,9 @@ class State:
             FormatVersionError: written by a newer release.
             UsageError: written on another backend.
         """
-        again = "Delete it to train from the beginning."
-        try:
-            with open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            facts = json.loads(arrays.pop("facts").tobytes())
-            version, backend = facts["version"], facts["backend"]
-        except OSError as error:
-            raise os_error(error, path) from error
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise DamagedError("this is no whole state of a run", path=path, hint=again) from error
-        if version != _VERSION:
-            raise FormatVersionError(f"version {version}, this release knows {_VERSION}", path=path, hint=again)
-        if backend != keras.backend.backend():
-            what = f"this run was trained on {backend}, and this is {keras.backend.backend()}"
-            raise UsageError(what, path=path, hint=f"Set KERAS_BACKEND={backend} to go on exactly.")
+        facts = saved_facts(path)
+        with _whole(path), open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files if name != "facts"}
         chance = {name.removeprefix("random/"): arrays.pop(name) for name in list(arrays) if name.startswith("random/")}
         return cls(facts, arrays, chance)
 
@@ -117,6 +107,49 @@ class State:
             value = self.variables[name]
             # NumPy's file format knows no bfloat16 and keeps it as bare bytes.
             variable.assign(value.view(_dtype(variable)) if value.dtype.kind == "V" else value)
+
+
+def saved_facts(path: Path) -> dict[str, Any]:
+    """The facts of a saved run, without reading its variables.
+
+    Raises:
+        DamagedError, FormatVersionError, UsageError: as `State.load`.
+    """
+    with _whole(path), open(path, "rb") as raw, np.load(raw, allow_pickle=False) as file:
+        facts: dict[str, Any] = json.loads(file["facts"].tobytes())
+        version, backend = facts["version"], facts["backend"]
+    if version != _VERSION:
+        raise FormatVersionError(f"version {version}, this release knows {_VERSION}", path=path, hint=_AGAIN)
+    if backend != keras.backend.backend():
+        what = f"this run was trained on {backend}, and this is {keras.backend.backend()}"
+        raise UsageError(what, path=path, hint=f"Set KERAS_BACKEND={backend} to go on exactly.")
+    return facts
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """What reading raises, as errors of streamkit."""
+    try:
+        yield
+    except OSError as error:
+        raise os_error(error, path) from error
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise DamagedError("this is no whole state of a run", path=path, hint=_AGAIN) from error
+
+
+def refuse_others(begun: Mapping[str, Any] | None, now: Mapping[str, Any], path: Path) -> None:
+    """Raise UsageError if a run was begun with other settings, naming each; None: it was saved without any."""
+    if begun is None:
+        return
+    now = json.loads(json.dumps(now))  # tuples are lists there
+    others = [name for name in {**begun, **now} if begun.get(name) != now.get(name)]
+    if others:
+        told = ", ".join(f"{name} {_said(begun.get(name))}, now {_said(now.get(name))}" for name in others)
+        raise UsageError(f"this run was begun with {told}", path=path, hint="Go on with what it had, or begin another.")
+
+
+def _said(value: Any) -> str:
+    return "none" if value is None else json.dumps(value)
 
 
 def build(model: Any, batch: Any) -> None:
