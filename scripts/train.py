@@ -14,6 +14,7 @@ import functools
 import importlib.util
 import os
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,16 +29,16 @@ from streamkit.training.task import Task, task_of, tokens_of
 # mistake in the arguments is told at once.
 
 
-def loaders(args: argparse.Namespace, task: Task, batch_size: int, **options: Any) -> tuple[Any, Any]:
-    """Training batches, all of one size, so that the step is compiled once; and validation batches or None."""
+def loaders(args: argparse.Namespace, task: Task, batch_size: int, **options: Any) -> tuple[Any, Any, Any]:
+    """Training batches, all of one size, so that the step is compiled once; validation batches or None; those to judge by."""
     options |= {"fields": (task.field.name, task.label.name), "image_size": args.image_size, "dtype": "uint8"}
+
+    def whole(split: str | None) -> Any:
+        return split and streamkit.Loader(args.out, split=split, batch_size=batch_size, shuffle=False, **options)
+
     train, val = task.splits
-    data = streamkit.Loader(
-        args.out, split=train, batch_size=batch_size, drop_remainder=True, seed=args.seed, **options
-    )
-    if val is None:
-        return data, None
-    return data, streamkit.Loader(args.out, split=val, batch_size=batch_size, shuffle=False, **options)
+    options_of_train = {"batch_size": batch_size, "drop_remainder": True, "seed": args.seed}
+    return streamkit.Loader(args.out, split=train, **options_of_train, **options), whole(val), whole(task.judged)
 
 
 def batch_of(args: argparse.Namespace, task: Task, job: Any) -> tuple[int, int]:
@@ -91,23 +92,15 @@ def on_devices(n: int) -> Any:
     raise UsageError(f"--devices {n}: {backend} finds {len(devices)}")
 
 
-def watchers(args: argparse.Namespace, monitor: str, n_updates: int) -> list[Any]:
+def watchers(args: argparse.Namespace, monitor: str, memory: Any, prune: Any) -> list[Any]:
     """The callbacks that the arguments ask for; those that write logs come after those that put something into them."""
     import keras
 
-    from streamkit.training.monitor import MemoryMonitor
     from streamkit.training.timing import EpochReport
 
     if args.log_dir is not None:
         args.log_dir.mkdir(parents=True, exist_ok=True)
-    out: list[Any] = [MemoryMonitor(args.log_dir and args.log_dir / "memory.csv"), EpochReport()]
-    if args.prune is not None:
-        from streamkit.training.pruning import PolynomialDecay, Prune
-
-        # Learn first, prune in the middle, recover in the last third.
-        begin, end = n_updates // 6, n_updates * 2 // 3
-        schedule = PolynomialDecay(args.prune, begin=begin, end=end, every=max(1, (end - begin) // 20))
-        out.append(Prune(schedule, scope="global"))
+    out: list[Any] = [memory, EpochReport(), *([prune] if prune else [])]
     if args.patience is not None:
         out.append(keras.callbacks.EarlyStopping(monitor, patience=args.patience))
     if args.resume is not None:
@@ -125,74 +118,81 @@ def watchers(args: argparse.Namespace, monitor: str, n_updates: int) -> list[Any
     return out
 
 
-def run(model: Any, data: Any, val_data: Any, run_dir: Path | None, **options: Any) -> dict[str, list[float]]:
+def run(args: argparse.Namespace, ways: Any, model: Any, folder: Path | None, settings: Any, **options: Any) -> Any:
     """Train; with a folder for the run, go on exactly where it was stopped. Returns the history."""
-    if run_dir is None:
+    data, val = ways
+    if folder is None:
         # shuffle=False: the loader shuffles already, over the whole split; fit would shuffle its batches once more.
-        return model.fit(data, validation_data=val_data, shuffle=False, verbose=0, **options).history
+        return model.fit(data, validation_data=val, shuffle=False, verbose=0, **options).history
     from streamkit.training import fit
+    from streamkit.training.state import FILE_NAME, saved_facts
 
-    return fit(model, data, validation=val_data, run_dir=run_dir, verbose=0, **options).history
+    file = folder / FILE_NAME
+    begun = saved_facts(file).get("epochs") if file.exists() else None
+    if begun not in (None, options["epochs"]):
+        text = "learning rate and pruning follow the new number from here on"
+        print(f"{folder} was begun for {begun} epochs, now {options['epochs']}: {text}", file=sys.stderr)
+    where = {"run_dir": folder, "every_steps": args.save_every or 1000, "settings": settings}
+    return fit(model, data, validation=val, verbose=0, **where, **options).history
 
 
-def tuned(args: argparse.Namespace, job: Any, ways: tuple[Any, Any], accumulate: int, n_steps: int) -> Any:
-    """The job with the best learning rate and width of a search; --prune becomes the best sparsity."""
-    from streamkit.training.job import built
-    from streamkit.training.searching import Choice, search
+def tuned(args: argparse.Namespace, job: Any, ways: Any, accumulate: int, class_weight: Any) -> Any:
+    """The best choice of a search."""
+    from streamkit.training.job import built, chosen
+    from streamkit.training.searching import search
 
-    def build(choice: Choice) -> Any:
-        design = replace(job.design, width=choice.width)
-        return built(replace(job, design=design, rate=choice.rate), accumulate)
-
-    folder = (args.resume or args.log_dir) / "tune"
-    updates = n_steps // accumulate
-    best, trials = search(build, *ways, updates, folder, args.epochs, price=args.tune_price, seed=args.seed)
+    facts = {"dataset": streamkit.open(args.out).dataset_id, "job": repr(job), "accumulate": accumulate}
+    facts |= {"precision": args.precision, "class weights": args.class_weights}
+    best, trials = search(
+        lambda choice: built(chosen(job, choice), accumulate),
+        *ways,
+        steps=job.n_updates / args.epochs,
+        folder=(args.resume or args.log_dir) / "tune",
+        epochs=args.epochs,
+        price=args.tune_price,
+        seed=args.seed,
+        fit={"class_weight": class_weight},
+        facts=facts,
+    )
     for trial in trials[:10]:
         print("trial " + " ".join(f"{k}: {v:.4g}" if isinstance(v, float) else f"{k}: {v}" for k, v in trial.items()))
-    args.prune = best.sparsity or None
-    return replace(job, rate=best.rate, design=replace(job.design, width=best.width))
+    return best
 
 
-def smaller_forms(args: argparse.Namespace, model: Any, job: Any, data: Any, val: Any, ways: Any) -> list[Any]:
-    """A row for the trained model and each form that was asked for, measured on the validation batches."""
+def smaller_forms(
+    args: argparse.Namespace, model: Any, job: Any, accumulate: int, data: Any, judged: Any, again: Callable[..., Any]
+) -> Iterator[Any]:
+    """A row for the trained model and each form that was asked for, measured on `judged`; `again` trains."""
     import keras
 
     from streamkit.training.forms import Forms
-    from streamkit.training.job import compiled
+    from streamkit.training.job import compiled, n_updates
     from streamkit.training.peaks import compiled_nbytes
 
-    if not (args.low_rank or args.quantize or args.report):
-        return []
-
     def fine_tune(model: Any) -> None:
-        compiled(model, job.rate / 3, args.fine_tune * len(data), 1)
-        run(model, *ways, args.resume and args.resume / "low-rank", epochs=args.fine_tune)
+        compiled(model, job.rate / 3, n_updates(args.fine_tune, len(data), accumulate), accumulate)
+        # Its weights come from those after so many epochs: after more of them it is another run.
+        folder = args.resume and args.resume / f"low-rank-{args.low_rank}-after-{args.epochs}"
+        again(model, folder, epochs=args.fine_tune)
 
     def step_nbytes(model: Any) -> int | None:
         if args.report is None or keras.backend.backend() != "jax":
             return None
         return compiled_nbytes(model, data[0], data.batch_size)
 
-    forms = Forms(
-        batches=val or data,
+    return Forms(
+        batches=judged,
         energy=args.low_rank,
         fine_tune=fine_tune,
         quantize=args.quantize,
         calibration=(data[i] for i in range(min(len(data), 1 + 256 // data.batch_size))),
         step_nbytes=step_nbytes,
         folder=args.resume or args.log_dir,
-    )
-    rows = []
-    for row in forms.rows(model):
-        print(row, flush=True)
-        rows.append(row)
-    return rows
+    ).rows(model)
 
 
 def train(args: argparse.Namespace) -> None:
-    manifest = streamkit.open(args.out)
-    task = task_of(manifest, args.image_size)
-    class_weight = manifest.class_weights(task.splits[0]) if args.class_weights else None
+    task = task_of(streamkit.open(args.out), args.image_size)
     # Only looked for, never imported: with KERAS_BACKEND=jax or torch the rest works without TensorFlow.
     if args.loader == "tf" and importlib.util.find_spec("tensorflow") is None:
         raise UsageError("--loader tf needs TensorFlow, which is not installed", hint="Pass --loader keras.")
@@ -203,7 +203,7 @@ def train(args: argparse.Namespace) -> None:
 
     import keras  # picks the device by itself
 
-    from streamkit.training.job import Job, built
+    from streamkit.training.job import Job
     from streamkit.training.networks import Design, default_model, refuse_misfit
 
     keras.utils.set_random_seed(args.seed)
@@ -221,30 +221,58 @@ def train(args: argparse.Namespace) -> None:
         options["pad_to"] = longest if backend == "jax" else "batch"  # JAX compiles each length anew
     job = Job(design, task.shape, task.field.dtype, len(task.label.class_names), args.rate, 1)
     with on_devices(args.devices):
-        batch_size, accumulate = batch_of(args, task, job)
-        data, val = loaders(args, task, batch_size, **options)
-        way = args.loader or ("tf" if backend == "tensorflow" else "keras")
-        ways = tuple(None if source is None else getattr(source, f"as_{way}")() for source in (data, val))
-        job = replace(job, n_updates=max(1, args.epochs * len(data) // accumulate))
-        if args.tune:
-            job = tuned(args, job, ways, accumulate, len(data))
-        model = built(job, accumulate)
-    callbacks = watchers(args, "loss" if val is None else "val_loss", job.n_updates)
-    history = run(model, *ways, args.resume, epochs=args.epochs, class_weight=class_weight, callbacks=callbacks)
-    rows = smaller_forms(args, model, job, data, val, ways)
+        train_job(args, task, job, options)
+
+
+def train_job(args: argparse.Namespace, task: Task, job: Any, options: dict[str, Any]) -> None:
+    """Train, make the smaller forms, write the report; `options` are the loaders'."""
+    import keras
+
+    from streamkit.training.job import built, chosen, n_updates, settings
+    from streamkit.training.monitor import MemoryMonitor
+    from streamkit.training.searching import Choice
+
+    class_weight = streamkit.open(args.out).class_weights(task.splits[0]) if args.class_weights else None
+    batch_size, accumulate = batch_of(args, task, job)
+    data, val, judged = loaders(args, task, batch_size, **options)
+    way = args.loader or ("tf" if keras.backend.backend() == "tensorflow" else "keras")
+    ways = tuple(None if source is None else getattr(source, f"as_{way}")() for source in (data, val))
+    job = replace(job, n_updates=n_updates(args.epochs, len(data), accumulate))
+    if args.low_rank is not None:  # told now, and not when the model is trained
+        n_updates(args.fine_tune, len(data), accumulate)
+    choice = Choice(args.rate, args.width, args.prune or 0.0)
+    if args.tune:
+        choice = tuned(args, job, ways, accumulate, class_weight)
+    job = chosen(job, choice)
+    model = built(job, accumulate)
+    memory = MemoryMonitor(args.log_dir and args.log_dir / "memory.csv")
+    callbacks = watchers(args, "loss" if val is None else "val_loss", memory, choice.prune(job.n_updates))
+    same = {"image_size": args.image_size, "precision": args.precision, "class_weights": args.class_weights}
+    same = settings(job, choice, accumulate=accumulate, **same)
+    training = functools.partial(run, args, ways, settings=same, class_weight=class_weight)
+    history = training(model, args.resume, epochs=args.epochs, callbacks=callbacks)
+    rows = []
+    if choice.sparsity or args.low_rank or args.quantize or args.report:
+        for row in smaller_forms(args, model, job, accumulate, data, judged, training):
+            print(f"{row}, on {task.judged}", flush=True)
+            rows.append(row)
     if args.report is not None:
         from streamkit.reports.training import write_report
         from streamkit.training import estimate
 
-        facts = {"dataset": args.out, "model": design.model, "backend": backend, "precision": args.precision}
-        facts |= {"samples a step": batch_size, "steps an update": accumulate}
-        write_report(args.report, facts, history, callbacks[0], estimate(model, batch_size), rows)
+        facts = {"dataset": args.out, "model": job.design.model, "backend": keras.backend.backend()}
+        facts |= {"precision": args.precision, "samples a step": batch_size, "steps an update": accumulate}
+        facts["accuracy of the table"] = f"split {task.judged}"
+        write_report(args.report, facts, history, memory, estimate(model, batch_size), rows)
 
 
 def main() -> int:
+    args = parse_arguments()
     try:
-        train(parse_arguments())
+        train(args)
     except KeyboardInterrupt:
+        if args.resume is not None:
+            print("interrupted; the same command goes on where it was", file=sys.stderr)
         return 130
     except Exception as error:
         known = streamkit_error(error)

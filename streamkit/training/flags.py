@@ -136,6 +136,8 @@ def _run(parser: argparse.ArgumentParser) -> None:
     add("--patience", type=at_least(1), metavar="N", help="stop after N epochs without a lower loss (of val, if any)")
     text = "folder of a run: begin it there, or go on exactly where it was interrupted; holds best.keras and last.keras"
     add("--resume", type=Path, metavar="RUN", help=text)
+    text = "steps between two saves of RUN, besides one at the end of every epoch, default: 1000"
+    add("--save-every", type=at_least(1), metavar="N", help=text)
     add("--log-dir", type=Path, metavar="DIR", help="write epochs.csv, memory.csv and TensorBoard's files there")
     add("--profile", action="store_true", help="record steps 5 to 9 below --log-dir")
     add("--report", type=Path, metavar="FILE", help="write a page of curves, memory and a table of what techniques did")
@@ -146,5 +148,9 @@ def _refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--profile needs --log-dir")
     if args.tune and args.resume is None and args.log_dir is None:
         parser.error("--tune needs --resume or --log-dir, where its trials are kept")
+    if args.tune and args.prune is not None:
+        parser.error("--tune chooses how much to prune, so --prune does not go with it")
+    if args.save_every is not None and args.resume is None:
+        parser.error("--save-every needs --resume")
     if args.memory_limit is not None and isinstance(args.batch_size, int):
         parser.error("--memory-limit is for --batch-size auto")

@@ -8,12 +8,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import keras
 
+from streamkit.errors import UsageError
 from streamkit.training.networks import Design, network
+from streamkit.training.searching import Choice
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,26 @@ class Job:
     n_classes: int
     rate: float
     n_updates: int
+
+
+def chosen(job: Job, choice: Choice) -> Job:
+    """The job with the learning rate and width of a choice."""
+    return replace(job, rate=choice.rate, design=replace(job.design, width=choice.width))
+
+
+def n_updates(epochs: int, n_steps: int, accumulate: int) -> int:
+    """Updates of the weights in so many epochs of so many steps.
+
+    Raises:
+        UsageError: there would be none.
+    """
+    n = epochs * n_steps // accumulate
+    if not n:
+        raise UsageError(
+            f"{epochs} x {n_steps} steps are fewer than the {accumulate} of one update, so nothing would be learnt",
+            hint="Accumulate less (--accumulate, or N of --batch-size auto:N), or train longer.",
+        )
+    return n
 
 
 def built(job: Job, accumulate: int) -> Any:
@@ -57,3 +79,16 @@ def compiled(model: Any, rate: float, n_updates: int, accumulate: int) -> Any:
         metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],  # by name, one logit would make it a binary one
     )
     return model
+
+
+def settings(job: Job, choice: Choice, **others: Any) -> dict[str, Any]:
+    """What a run of `streamkit.training.fit` must be continued with, by the flags of `scripts/train.py`.
+
+    How many updates there are is left out: a run may be made longer.
+
+    Args:
+        others: more of them, dashes as underscores.
+    """
+    found = {**asdict(job.design), "rate": job.rate, "prune": choice.sparsity or None, **others}
+    out = {f"--{name.replace('_', '-')}": value for name, value in found.items()}
+    return out | ({"pruned between": [choice.begin, choice.end]} if choice.sparsity else {})

@@ -11,12 +11,14 @@ Needs `pip install "streamkit[tune]"` (Keras Tuner).
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import blake3
 import keras
 
 from streamkit.errors import UsageError
@@ -31,14 +33,23 @@ class Choice:
         rate: learning rate.
         width: of the network, see `networks.Design`.
         sparsity: share of zeros at the end, 0 for no pruning.
-        begin, end: shares of the training between which pruning happens.
+        begin, end: shares of the training between which pruning happens; left alone, the network learns first and
+            recovers in the last third.
     """
 
     rate: float
     width: float
     sparsity: float
-    begin: float
-    end: float
+    begin: float = 1 / 6
+    end: float = 2 / 3
+
+    def prune(self, n_updates: int) -> Prune | None:
+        """The callback that prunes a training of that many updates; None if nothing is pruned."""
+        if not self.sparsity:
+            return None
+        begin, end = int(self.begin * n_updates), int(self.end * n_updates)
+        schedule = PolynomialDecay(self.sparsity, begin=begin, end=end, every=max(1, (end - begin) // 20))
+        return Prune(schedule, scope="global")
 
 
 def score(accuracy: float, nbytes: float, price: float) -> float:
@@ -73,12 +84,13 @@ def search(
     build: Callable[[Choice], Any],
     data: Any,
     val_data: Any,
-    steps: int,
+    steps: float,
     folder: Path,
     epochs: int,
     price: float = 0.01,
     seed: int = 0,
     fit: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """Run Hyperband, or what is left of it in `folder`; trials share `data`, so files are opened and mapped once.
 
@@ -86,11 +98,13 @@ def search(
         build: makes a compiled model, with the metric "accuracy".
         data, val_data: what `model.fit` takes.
         steps: updates of the optimizer in an epoch.
-        folder: of trials and their weights; the same call again goes on after the last one that ended.
+        folder: of trials and their weights; the same call again goes on after the last one that ended, and a call with
+            other `epochs`, `price`, `seed`, `steps` or `facts` begins anew beside them.
         epochs: the most that one trial trains.
         price: accuracy that half the size is worth.
         seed: of the choices.
         fit: more arguments of `model.fit`.
+        facts: JSON-able: what else a trial's score depends on, such as dataset and network.
 
     Returns:
         (the best choice, one dict a trial: its values, score, accuracy and size; best first).
@@ -108,14 +122,10 @@ def search(
             return build(_choice(hp))
 
         def fit(self, hp: Any, model: Any, *args: Any, **options: Any) -> Any:
-            choice = _choice(hp)
-            n_updates = steps * (options["epochs"] - options.get("initial_epoch", 0))
-            if choice.sparsity:
-                begin, end = int(choice.begin * n_updates), int(choice.end * n_updates)
-                schedule = PolynomialDecay(choice.sparsity, begin=begin, end=end, every=max(1, (end - begin) // 20))
-                options["callbacks"] = [Prune(schedule, scope="global"), *options["callbacks"]]
+            epochs = options["epochs"] - options.get("initial_epoch", 0)
+            prune = _choice(hp).prune(int(steps * epochs))
             # Ahead of the callback that keeps the best epoch's weights.
-            options["callbacks"] = [_Score(price), *options["callbacks"]]
+            options["callbacks"] = [_Score(price), *([prune] if prune else []), *options["callbacks"]]
             return model.fit(*args, **options)
 
     tuner = keras_tuner.Hyperband(
@@ -123,7 +133,7 @@ def search(
         objective=keras_tuner.Objective("score", "max"),
         max_epochs=epochs,
         directory=str(folder),
-        project_name="hyperband",
+        project_name=f"hyperband-{_digest([epochs, price, seed, steps, facts])}",
         seed=seed,
         overwrite=False,
     )
@@ -133,6 +143,10 @@ def search(
         raise UsageError("no trial came to its end", path=folder)
     done.sort(key=lambda trial: -trial.score)
     return _choice(done[0].hyperparameters), [_facts(trial) for trial in done]
+
+
+def _digest(facts: Any) -> str:
+    return blake3.blake3(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _choice(hp: Any) -> Choice:

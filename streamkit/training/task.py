@@ -27,6 +27,7 @@ class Task:
         field, label: of the schema.
         shape: of one sample as it comes.
         splits: to train on, and to validate on or None.
+        judged: split that the trained model is measured on: one that training has not seen, if there is one.
         image_size: (height, width) that images are resized to, None for as they are.
     """
 
@@ -34,6 +35,7 @@ class Task:
     label: Field
     shape: tuple[int | None, ...]
     splits: tuple[str, str | None]
+    judged: str
     image_size: tuple[int, int] | None = None
 
 
@@ -56,23 +58,25 @@ def task_of(manifest: Manifest, image_size: tuple[int, int] | None = None) -> Ta
     if field.kind == "image":
         if image_size is None and None in field.shape[:2]:
             raise UsageError("images differ in size, so they do not stack", hint="Pass --image-size HxW.")
-        return Task(field, label, (*(image_size or field.shape[:2]), 3), _splits(manifest), image_size)
+        return Task(field, label, (*(image_size or field.shape[:2]), 3), *_splits(manifest), image_size)
     if image_size is not None:
         raise UsageError("--image-size is for images, and this dataset holds arrays")
     tokens = len(field.shape) == 1 and field.dtype.lstrip("u").startswith("int")
     if not tokens and (len(field.shape) not in (2, 3) or None in field.shape):
         what = "a fixed (time, channels) or (height, width, bands), or whole numbers of shape (time,)"
         raise UsageError(f"arrays have shape {field.shape}, expected {what}")
-    return Task(field, label, (None,) if tokens else field.shape, _splits(manifest))
+    return Task(field, label, (None,) if tokens else field.shape, *_splits(manifest))
 
 
-def _splits(manifest: Manifest) -> tuple[str, str | None]:
+def _splits(manifest: Manifest) -> tuple[tuple[str, str | None], str]:
+    """((to train on, to validate on), to judge by). What is judged by in the end, training does not look at before."""
     names = [name for name, split in manifest.splits.items() if split.samples]
     if len(names) == 1:
-        return names[0], None
+        return (names[0], None), names[0]
     if "train" not in names:
         raise UsageError(f"there is no split train with samples; splits are {', '.join(manifest.splits)}")
-    return "train", next((name for name in ("val", "test") if name in names), None)
+    val = "val" if "val" in names else None
+    return ("train", val), next(name for name in ("test", "val", "train") if name in names)
 
 
 def tokens_of(out: str | Path, task: Task) -> tuple[int, int]:
@@ -82,7 +86,7 @@ def tokens_of(out: str | Path, task: Task) -> tuple[int, int]:
         UsageError: there is a token below 0.
     """
     largest = longest = 0
-    for split in filter(None, task.splits):
+    for split in {*task.splits, task.judged} - {None}:
         for x in Loader(out, split=split, batch_size=256, shuffle=False, fields=task.field.name):
             tokens = x[task.field.name] if isinstance(x, dict) else x
             if tokens.size and tokens.min() < 0:
