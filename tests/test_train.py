@@ -214,6 +214,115 @@ def test_ragged_texts_as_tokens(tmp_path: Path) -> None:
     assert float(last.split("val_accuracy: ")[1].split()[0]) >= 0.95
 
 
+# A run in its folder, and what comes after it
+
+
+Calls = list[dict[str, Any]]
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Arguments of every call of `streamkit.training.fit`, which is called all the same."""
+    import streamkit.training
+    from streamkit.training.loop import fit
+
+    calls: Calls = []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        calls.append(options | {"model": arguments[0]})
+        return fit(*arguments, **options)
+
+    monkeypatch.setattr(streamkit.training, "fit", spy, raising=False)
+    return calls
+
+
+@pytest.fixture(scope="module")
+def held_back(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 images to train on, and 32 in a split test, twice as many of one class as of the others."""
+    folder = tmp_path_factory.mktemp("held")
+    shutil.copytree(images.parent / "raw" / "train", folder / "raw" / "train")
+    shutil.copytree(images.parent / "raw" / "val", folder / "raw" / "test")
+    for file in sorted((folder / "raw" / "train" / "circle").iterdir())[:10]:
+        file.unlink()
+    streamkit.convert(folder / "raw", folder / "out", format="hdf5", workers=1)
+    return folder / "out"
+
+
+def test_a_run_goes_on_as_it_was_begun(held_back: Path, tmp_path: Path, here: Here, fits: Calls) -> None:
+    import keras
+
+    folder = tmp_path / "run"
+    options = ("--image-size", "8x8", "--width", "0.25", "--batch-size", "8", "--class-weights", "--resume", folder)
+    begun = (*options, "--accumulate", "3", "--prune", "0.5")
+    run = here(held_back, *begun, "--epochs", "1", "--save-every", "2")
+    assert run.returncode == 0, run.stderr
+    epoch, row = run.stdout.splitlines()
+    assert re.fullmatch(rf"epoch 1/1 loss: {NUMBER} accuracy: {NUMBER} {COST}", epoch)  # test is not looked at before
+    test = streamkit.Loader(held_back, split="test", batch_size=64, shuffle=False, dtype="uint8", image_size=(8, 8))
+    ((x, y),) = test
+    right = (keras.models.load_model(folder / "last.keras").predict(x, verbose=0).argmax(-1) == y).mean()
+    assert row.startswith("trained: ") and f"accuracy {right:.4f}, " in row and row.endswith(", on test")
+    assert fits[0]["every_steps"] == 2
+
+    refused = here(held_back, *options, "--accumulate", "2", "--rate", "0.1", "--epochs", "2")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    told = "--rate 0.003, now 0.1, --prune 0.5, now none, --accumulate 3, now 2, pruned between"
+    assert f"this run was begun with {told}" in refused.stderr
+    refused = here(held_back, *begun, "--epochs", "1", "--precision", "mixed_bfloat16", "--image-size", "12x12")
+    assert '--image-size [8, 8], now [12, 12], --precision "float32", now "mixed_bfloat16"' in refused.stderr
+
+    fits.clear()
+    run = here(held_back, *begun, "--epochs", "2", "--low-rank", "0.5", "--fine-tune", "1")
+    assert run.returncode == 0, run.stderr
+    assert "was begun for 1 epochs, now 2: " in run.stderr
+    assert [line.split(": ")[0] for line in run.stdout.splitlines()[1:]] == ["trained", "low rank 0.5"]
+    weights = streamkit.open(held_back).class_weights()
+    assert [call["class_weight"] for call in fits] == [weights, weights] and weights[0] > weights[1]
+    assert fits[1]["run_dir"] == folder / "low-rank-0.5-after-2"  # after more epochs it is tuned again
+    assert fits[1]["model"].optimizer.gradient_accumulation_steps == 3
+
+
+def test_what_is_searched_is_trained(
+    held_back: Path, images: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import streamkit.training
+    from streamkit.training import searching
+    from streamkit.training.pruning import Prune
+
+    best = searching.Choice(rate=0.01, width=0.25, sparsity=0.5, begin=0.2, end=0.5)
+    searches, fits = [], []
+
+    class Enough(Exception):
+        """Nothing more of the run is of interest."""
+
+    def search(*arguments: Any, **options: Any) -> Any:
+        searches.append(options)
+        return best, [{"trial": "00", "score": 0.9}]
+
+    def fit(model: Any, *arguments: Any, **options: Any) -> Any:
+        fits.append(options)
+        raise Enough
+
+    monkeypatch.setattr(searching, "search", search)
+    monkeypatch.setattr(streamkit.training, "fit", fit, raising=False)
+    with pytest.raises(Enough):
+        here(images, "--tune", "--class-weights", "--image-size", "8x8", "--epochs", "3", "--resume", tmp_path / "run")
+    (searched,), (trained,) = searches, fits
+    weights = streamkit.open(images).class_weights()
+    assert searched["fit"] == {"class_weight": weights} and trained["class_weight"] == weights
+    assert searched["facts"]["dataset"] == streamkit.open(images).dataset_id
+    (prune,) = (callback for callback in trained["callbacks"] if isinstance(callback, Prune))
+    assert prune.schedule == best.prune(3 * 80 // 32).schedule != searching.Choice(0.01, 0.25, 0.5).prune(6).schedule
+    assert trained["settings"].items() >= {"--rate": 0.01, "--width": 0.25, "--prune": 0.5}.items()
+
+
+def test_training_that_would_never_update_is_refused(images: Path, here: Here) -> None:
+    for options in (("--epochs", "1", "--accumulate", "3"), ("--accumulate", "11", "--low-rank", "0.9")):
+        run = here(images, "--image-size", "8x8", *options)
+        assert (run.returncode, run.stdout) == (2, "")
+        assert "steps are fewer than the" in run.stderr
+
+
 def test_damage_keeps_its_exit_code(images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(images, out)
@@ -314,6 +423,45 @@ def test_large_images_are_augmented_unless_told_otherwise(side: int, augment: bo
 
     model = network(Design("separable_cnn", width=0.25, augment=augment), (side, side, 3), "uint8", 2)
     assert sum(type(layer).__name__.startswith("Random") for layer in model.layers) == expected
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("--profile", "needs --log-dir"),
+        ("--tune", "needs --resume or --log-dir"),
+        ("--tune --resume run --prune 0.5", "chooses how much to prune"),
+        ("--save-every 5", "needs --resume"),
+        ("--memory-limit 1GB", "for --batch-size auto"),
+        ("--batch-size auto:", "not a whole number"),
+        ("--image-size 96", "not HxW"),
+        ("--prune 1", "not a number between 0 and 1"),
+    ],
+)
+def test_flags_that_contradict_are_refused(text: str, reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from streamkit.training.flags import parse_arguments
+
+    with pytest.raises(SystemExit, match="2"):
+        parse_arguments(["out", *text.split()])
+    assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "names, expected",
+    [
+        (["train", "val", "test"], (("train", "val"), "test")),
+        (["train", "val"], (("train", "val"), "val")),
+        (["train", "test"], (("train", None), "test")),
+        (["all"], (("all", None), "all")),
+    ],
+)
+def test_what_is_judged_by_is_not_looked_at_before(images: Path, names: list[str], expected: Any) -> None:
+    from streamkit.training.task import task_of
+
+    manifest = streamkit.open(images)
+    splits = {name: manifest.split("val") for name in names}
+    task = task_of(SimpleNamespace(schema=manifest.schema, splits=splits), (8, 8))
+    assert (task.splits, task.judged) == expected
 
 
 def test_help_shows_an_example() -> None:
