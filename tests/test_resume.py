@@ -342,3 +342,21 @@ def test_a_run_is_not_continued_with_other_settings(out: Path, tmp_path: Path) -
     with pytest.raises(streamkit.UsageError, match=r"--image-size \[8, 8\], now none"):
         run(epochs=2)
     assert len(run(epochs=2, settings=settings).history["loss"]) == 2
+
+
+def test_a_handler_that_lets_training_go_on_is_called_each_time() -> None:
+    seen: list[int] = []
+    own = {signal.SIGTERM: lambda number, frame: seen.append(number), signal.SIGINT: signal.SIG_IGN}
+    before = {number: signal.signal(number, handler) for number, handler in own.items()}
+    try:
+        with held() as signals:
+            for _ in range(2):
+                signal.raise_signal(signal.SIGTERM)
+                assert signals.came is signal.SIGTERM
+                signals.let_through()
+            signal.raise_signal(signal.SIGINT)
+            assert signals.came is None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert seen == [signal.SIGTERM] * 2

@@ -29,9 +29,15 @@ class Held:
         self._before: dict[signal.Signals, Any] = {}
 
     def hold(self) -> None:
-        """Begin to hold signals back. Python hands them to its main thread only, so in others nothing is held."""
+        """Begin to hold signals back, but those that are ignored.
+
+        Python hands them to its main thread only, so in others nothing is held.
+        """
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _HELD}
+            found = {number: signal.getsignal(number) for number in _HELD}
+            self._before = {n: handler for n, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+            for number in self._before:
+                signal.signal(number, self._note)
 
     def _note(self, number: int, frame: Any) -> None:
         again, self.came = self.came is not None, signal.Signals(number)
@@ -44,6 +50,7 @@ class Held:
         if number is not None:
             self.release()
             signal.raise_signal(number)
+            self.hold()  # a handler of the caller's own may let the training go on
 
     def release(self) -> None:
         """Hold nothing back any more."""
