@@ -13,6 +13,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,17 @@ def activation(layer: Any) -> dict[str, Any]:
     return peak(model, BATCH)
 
 
-def steps() -> dict[str, dict[str, Any]]:
+def with_heads(names: Iterable[str], only: str) -> list[str]:
+    """The names that hold `only`, each after the first of its group, which it is to be compared with."""
+    head, out = "", []
+    for name in names:
+        head = head if name.startswith("-") else name
+        if only in name:
+            out += [head, name]
+    return list(dict.fromkeys(out))
+
+
+def steps(only: str = "") -> dict[str, dict[str, Any]]:
     """Technique -> what a step takes. Each is to be compared with the first of its group."""
     small, deep = Design("small_cnn"), Design("resnet", norm="group")
     layers = keras.layers
@@ -108,18 +119,25 @@ def steps() -> dict[str, dict[str, Any]]:
         "- GELU": lambda: activation(lambda: layers.Activation("gelu")),
     }
     found = {}
-    for name, measure in out.items():
-        found[name] = measure()
+    for name in with_heads(out, only):
+        found[name] = out[name]()
         print(f"{name}: {found[name]['peak_nbytes'] / 1e6:.1f} MB", file=sys.stderr, flush=True)
     return found
 
 
 def allocated() -> dict[str, dict[str, Any]]:
     """Peak of what PyTorch allocates on the CPU for a forward and a backward pass of 16 samples."""
-    env = os.environ | {"KERAS_BACKEND": "torch"}
-    run = subprocess.run([sys.executable, "-c", ALLOCATED], check=True, env=env, capture_output=True, text=True)
     names = ("resnet with group normalisation, batch 16, PyTorch", "- rematerialised, PyTorch")
-    return {name: {"peak_nbytes": int(n)} for name, n in zip(names, run.stdout.split(), strict=True)}
+    return {name: {"peak_nbytes": int(n)} for name, n in zip(names, child("torch", ALLOCATED).split(), strict=True)}
+
+
+def child(backend: str, script: str, *arguments: str) -> str:
+    """What a script prints on another backend, in a process of its own; ends this one with its last words if it fails."""
+    env = os.environ | {"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    run = subprocess.run([sys.executable, "-c", script, *arguments], env=env, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(f"benchmark_memory: the part on {backend} ended with {run.returncode}\n{run.stderr[-4000:]}")
+    return run.stdout
 
 
 # Trained models
@@ -188,8 +206,7 @@ def models(work: Path) -> list[Row]:
     files = [work / name for name in ("data.npz", "dense.keras", "int8.tflite", "found.npy")]
     np.savez(files[0], **data)
     dense.save(files[1])
-    env = os.environ | {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    subprocess.run([sys.executable, "-c", TFLITE, *map(str, files)], check=True, env=env, stderr=subprocess.DEVNULL)
+    child("tensorflow", TFLITE, *map(str, files))
     found = np.load(files[3])
     content = files[2].read_bytes()
     out.append(compare("int8 (TFLite)", lambda x: found, batches[:1], dense.count_params(), content))
@@ -206,6 +223,8 @@ def table(result: dict[str, Any]) -> str:
         share = "" if not name.startswith("-") else f"{found['peak_nbytes'] / first:.2f}"
         counted = f"{found['parameters']:,}" if "parameters" in found else ""
         lines.append(f"| {name} | {counted} | {found['peak_nbytes'] / 1e6:.1f} MB | {share} |")
+    if "models" not in result:
+        return "\n".join(lines)
     lines += ["", "| a trained model | parameters | size | deflated | accuracy |", "|---|---|---|---|---|"]
     for row in result["models"]:
         sizes = f"{row['nbytes'] / 1e3:.0f} KB | {row['deflated_nbytes'] / 1e3:.0f} KB"
@@ -224,12 +243,18 @@ def main() -> None:
     parser.add_argument(
         "--table", action="store_true", help="print the tables of the result that was kept, measure nothing"
     )
+    parser.add_argument("--only", metavar="TEXT", help="measure no more than steps whose name holds this")
     args = parser.parse_args()
     if args.table:
         print(table(json.loads(RESULTS.read_text())))
         return
+    if args.only is not None and args.save:
+        parser.error("--save keeps everything, so it does not go with --only")
     if keras.backend.backend() != "jax":
         parser.error("only JAX tells the peak of a step before it runs; set KERAS_BACKEND=jax")
+    if args.only is not None:
+        print(table({"steps": steps(args.only)}))
+        return
     result: dict[str, Any] = {
         "machine": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.system()}",
         "versions": {"keras": keras.__version__, "jax": jax.__version__, "python": platform.python_version()},
