@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import gc
 import itertools
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,15 +22,17 @@ from hypothesis import given
 
 import streamkit
 from streamkit.reports.training import facts_of, write_report
+from streamkit.training import fit, peaks, usage
 from streamkit.training import monitor as monitoring
-from streamkit.training import peaks
 from streamkit.training.batching import Batch, largest_batch
 from streamkit.training.comparing import Row
 from streamkit.training.memory import Estimate
-from streamkit.training.monitor import MemoryMonitor, read_memory
+from streamkit.training.monitor import MemoryMonitor, Peaks
 from streamkit.training.networks import Design, network
 from streamkit.training.rematerializing import Remat
+from streamkit.training.usage import Memory, read_memory
 
+ROOT = Path(__file__).parents[1]
 X, Y = np.zeros((8, 2), np.float32), np.zeros((8, 1), np.float32)
 
 
@@ -53,6 +57,119 @@ def test_peaks_reach_the_logs_and_every_reading_the_file(tmp_path: Path) -> None
         rows = list(csv.DictReader(file))
     assert [int(row["host_nbytes"]) for row in rows] == [memory.host_nbytes for _, memory in monitor.samples]
     assert "host_mb" in (tmp_path / "epochs.csv").read_text().splitlines()[0]
+
+
+class Broken(keras.callbacks.Callback):
+    """Training that raises at the end of an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        raise OSError("the disk is full")
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "memory"]
+
+
+def test_a_training_that_raises_leaves_no_thread_and_no_open_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closed by hand, by streamkit's fit, by training again, or by letting go of the monitor."""
+    monkeypatch.setattr(monitoring, "_INTERVAL_S", 0.01)
+    monitor, model = MemoryMonitor(tmp_path / "memory.csv"), tiny()
+    streamkit.convert(ROOT / "sample_data" / "series" / "val", tmp_path / "out", format="hdf5", workers=1)
+    loader = streamkit.Loader(tmp_path / "out", batch_size=64)
+    series = keras.Sequential([keras.Input(loader.specs["array"].shape), keras.layers.Flatten(), keras.layers.Dense(4)])
+    series.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(OSError, match="full"):
+        fit(series, loader, epochs=1, run_dir=tmp_path / "run", verbose=0, callbacks=[monitor, Broken()])
+    assert not threads() and monitor._file is not None and monitor._file.closed
+
+    with pytest.raises(OSError, match="full"):
+        model.fit(X, Y, verbose=0, callbacks=[monitor, Broken()])
+    (first,) = threads()
+    with pytest.raises(OSError, match="full"):
+        model.fit(X, Y, verbose=0, callbacks=[monitor, Broken()])
+    (second,) = threads()
+    assert first is not second and not first.is_alive()
+    monitor.close()
+    assert not threads() and monitor._file.closed
+
+    with pytest.raises(OSError, match="full"):
+        model.fit(X, Y, verbose=0, callbacks=[monitor, Broken()])
+    (third,), file = threads(), monitor._file
+    del monitor
+    gc.collect()
+    third.join(5)
+    assert not third.is_alive() and file.closed
+
+
+def test_a_run_that_goes_on_counts_its_seconds_on(tmp_path: Path) -> None:
+    for n in (1, 2, 3):
+        monitor = MemoryMonitor(tmp_path / "memory.csv")
+        tiny().fit(X, Y, epochs=n, verbose=0, callbacks=[monitor])
+        assert monitor.samples[0][0] < 0.1
+    with open(tmp_path / "memory.csv") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert len(seconds) >= 2 + 3 + 4 and seconds == sorted(seconds)
+    assert seconds[-1] > monitor.samples[-1][0]
+
+
+@given(st.integers(1, 200))
+def test_samples_stay_few_and_evenly_spaced_and_peaks_miss_none(n: int) -> None:
+    readings = [Memory(host_nbytes=1_000_000 * (7 * i % 97 + 1)) for i in range(n)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(monitoring, "_MAX_SAMPLES", 16)
+        patch.setattr(monitoring, "read_memory", iter(readings).__next__)
+        patch.setattr(monitoring.time, "perf_counter", itertools.count().__next__)
+        monitor, logs = MemoryMonitor(), dict[str, float]()
+        monitor._begun, monitor._earlier_s, monitor._file = 0, 0.0, None
+        for _ in readings[1:]:
+            monitor._read()
+        monitor.on_epoch_end(0, logs)
+    assert 1 <= len(monitor.samples) <= 16
+    at = [seconds for seconds, _ in monitor.samples]
+    assert at == list(range(0, n, monitor._stride)) and [memory for _, memory in monitor.samples] == [
+        readings[int(i)] for i in at
+    ]
+    assert logs == {"host_mb": max(memory.host_nbytes for memory in readings) / 1e6}
+
+
+def test_two_threads_write_one_row_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow() -> Memory:
+        time.sleep(np.random.default_rng(threading.get_ident()).random() / 500)
+        return Memory(1)
+
+    monkeypatch.setattr(monitoring, "read_memory", slow)
+    monitor = MemoryMonitor(tmp_path / "memory.csv")
+    monitor.on_train_begin()
+    reading = [threading.Thread(target=lambda: [monitor._read() for _ in range(20)]) for _ in range(4)]
+    for thread in reading:
+        thread.start()
+    for thread in reading:
+        thread.join()
+    monitor.on_train_end()
+    _, *rows = (tmp_path / "memory.csv").read_text().splitlines()
+    seconds = [float(row.split(",")[0]) for row in rows]
+    assert len(seconds) >= 81 and seconds == sorted(seconds) == [round(at, 3) for at, _ in monitor.samples]
+
+
+def test_the_allocator_s_peak_is_that_of_the_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for PyTorch on a GPU: the first epoch takes 90 MB at most, the second 40."""
+    cuda = SimpleNamespace(now=0, peak=0, is_available=lambda: True, memory_allocated=lambda: cuda.now)
+    cuda.max_memory_allocated = lambda: cuda.peak
+    cuda.reset_peak_memory_stats = lambda: setattr(cuda, "peak", cuda.now)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    monitor, found = MemoryMonitor(), []
+    monitor.on_train_begin()
+    for epoch, most in enumerate((90, 40)):
+        monitor.on_epoch_begin(epoch)
+        cuda.peak, cuda.now = max(cuda.peak, most * 1_000_000), 10_000_000
+        logs: dict[str, float] = {}
+        monitor.on_epoch_end(epoch, logs)
+        found.append(logs["device_mb"])
+    monitor.on_train_end()
+    assert found == [90, 40]
 
 
 def test_host_memory_grows_with_what_is_allocated() -> None:
@@ -98,13 +215,13 @@ def test_a_gpu_is_read_through_nvml(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(refuses))
-    monitoring.gpu_handle.cache_clear()
+    usage.gpu_handle.cache_clear()
     try:
         now = read_memory()
         found = (now.device_nbytes, now.process_nbytes, now.utilisation)
-        logs = monitoring._summary([now])
+        logs = Peaks.of(now).logs()
     finally:
-        monitoring.gpu_handle.cache_clear()
+        usage.gpu_handle.cache_clear()
     assert found == expected
     known = next((n for n in (expected[1], expected[0]) if n is not None), None)
     assert logs.get("device_mb") == (known and known / 1e6)

@@ -23,7 +23,7 @@ import keras
 from streamkit.atomic import replacing
 from streamkit.errors import ResourceError
 from streamkit.training import peaks
-from streamkit.training.monitor import host_nbytes
+from streamkit.training.usage import host_nbytes
 
 Build = Callable[[int], Any]
 
@@ -181,7 +181,7 @@ def _notes() -> Path:
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
-    from streamkit.training.monitor import gpu_handle
+    from streamkit.training.usage import gpu_handle
 
     handle, _ = gpu_handle()
     device = "cpu"

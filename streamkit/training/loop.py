@@ -91,7 +91,7 @@ def fit(
     facts = {"epochs": epochs, "settings": dict(settings or {})}
     loop = _Loop(callbacks, model, feed, file, every_steps, facts, verbose)
     loop.resume()
-    with _ended_once(model), held() as loop.signals:
+    with _ended_once(model), _closed_on_error(callbacks), held() as loop.signals:
         while loop.epoch < epochs and not loop.stopped:
             model.fit(
                 feed.epoch(loop.epoch, loop.batch),
@@ -121,6 +121,18 @@ def _ended_once(model: Any) -> Iterator[None]:
     finally:
         del optimizer.finalize_variable_values
     optimizer.finalize_variable_values(model.trainable_variables)
+
+
+@contextmanager
+def _closed_on_error(callbacks: list[Any]) -> Iterator[None]:
+    """Keras tells callbacks nothing when training raises; those with a `close` let go of what they hold open."""
+    try:
+        yield
+    except BaseException:
+        for callback in callbacks:
+            if hasattr(callback, "close"):
+                callback.close()
+        raise
 
 
 class _Loop(keras.callbacks.CallbackList):

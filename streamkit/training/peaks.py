@@ -21,8 +21,8 @@ import keras
 import numpy as np
 
 from streamkit.storage import available_memory
-from streamkit.training.monitor import allocator_nbytes, gpu_handle, host_nbytes
 from streamkit.training.state import build
+from streamkit.training.usage import allocator_nbytes, gpu_handle, host_nbytes
 
 # Left to others: a framework's own workspaces, what is not counted, fragments.
 _SHARE_OF_GPU = 0.9
