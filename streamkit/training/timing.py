@@ -26,9 +26,12 @@ class EpochReport(keras.callbacks.Callback):
 
     TensorFlow and JAX fetch a batch inside their train function, between on_train_batch_begin and on_train_batch_end;
     PyTorch fetches it before on_train_batch_begin. So the train function is wrapped to fetch on its own clock, and a
-    batch that was there already is charged the gap since the last step. Because this callback takes part in
-    on_train_batch_end, Keras turns the metrics into numbers there, which waits for the device: when a fetch begins, no
-    step is still computing behind it, and waiting is waiting.
+    batch that was there already is charged the gap since the last step. A device may still compute a step while the
+    next batches are fetched: of a fetch counts what is left once the step before has ended, as only then something waits.
+
+    When a step has ended is seen in on_train_batch_end, which Keras calls with the metrics as numbers. On JAX and PyTorch it
+    calls it in a thread of its own, because `async_safe` says that it may, so nothing waits for the device that need not;
+    on TensorFlow it always waits.
 
     Validation counts in neither number; the first epoch's include tracing and compiling the step.
 
@@ -40,6 +43,7 @@ class EpochReport(keras.callbacks.Callback):
         step_s: mean time of a batch in the last epoch, waiting included [s].
     """
 
+    async_safe = True
     images_per_second = 0.0
     data_wait = 0.0
     step_s = 0.0
@@ -47,43 +51,56 @@ class EpochReport(keras.callbacks.Callback):
     def on_train_begin(self, logs: Any = None) -> None:
         # Asking for self.model in the middle of an epoch makes JAX write its state back to the model.
         self._step, self._n_batches = self.model.train_function, self.model.steps_per_execution
+        self._strategy = getattr(self.model, "distribute_strategy", None)  # of TensorFlow
         self.model.train_function = self._timed_step
 
     def on_train_end(self, logs: Any = None) -> None:
         self.model.train_function = self._step
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self._n_images, self._n_fetched, self._waited = 0, 0, 0.0
-        self._begun = self._ended = time.perf_counter()
+        self._n_images, self._n_fetched = 0, 0
+        self._fetches: list[tuple[float, float]] = []
+        self._ends: list[float] = []
+        self._begun = self._returned = time.perf_counter()
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        self._gap = time.perf_counter() - self._ended
+        self._there = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self._ended = time.perf_counter()
+        self._ends.append(time.perf_counter())
 
     def _timed_step(self, *arguments: Any) -> Any:
         """Calls the train function, whose last argument is an iterator, or a list of the batches that are fetched."""
         *state, source = arguments
         if isinstance(source, list):
-            self._waited += self._gap
-            self._count(source)
-            return self._step(*arguments)
-        asked = time.perf_counter()
-        batches = list(itertools.islice(source, self._n_batches))
-        self._waited += time.perf_counter() - asked
-        if not batches:
-            raise StopIteration
-        self._count(batches)
-        return self._step(*state, iter(batches))
-
-    def _count(self, batches: list[Any]) -> None:
+            batches, fetch = source, (self._returned, self._there)
+        else:
+            asked = time.perf_counter()
+            batches = list(itertools.islice(source, self._n_batches))
+            fetch = asked, time.perf_counter()
+            if not batches:
+                raise StopIteration
+            source = iter(batches)
+        self._fetches.append(fetch)
         self._n_fetched += len(batches)
-        self._n_images += sum(int(keras.tree.flatten(batch)[0].shape[0]) for batch in batches)
+        self._n_images += sum(self._n_samples(batch) for batch in batches)
+        found = self._step(*state, source)
+        self._returned = time.perf_counter()
+        return found
+
+    def _n_samples(self, batch: Any) -> int:
+        first = keras.tree.flatten(batch)[0]
+        parts = (first,) if self._strategy is None else self._strategy.experimental_local_results(first)
+        return sum(int(part.shape[0]) for part in parts)  # one a replica
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        seconds = max(self._ended - self._begun, 1e-9)
-        self.images_per_second, self.data_wait = self._n_images / seconds, self._waited / seconds
+        ends = sorted(self._ends)  # threads of Keras may have noted them out of turn
+        idle_from = [self._begun, *ends]
+        waited = sum(
+            max(0.0, got - max(asked, idle)) for (asked, got), idle in zip(self._fetches, idle_from, strict=False)
+        )
+        seconds = max(idle_from[-1] - self._begun, 1e-9)
+        self.images_per_second, self.data_wait = self._n_images / seconds, waited / seconds
         self.step_s = seconds / max(1, self._n_fetched)
         logs = logs or {}
         metrics = "".join(f"{name}: {logs[name]:.4f} " for name in _METRICS if name in logs)
