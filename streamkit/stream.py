@@ -217,6 +217,16 @@ class Stream(ABC):
         """True while the next iteration delivers the rest of an epoch only."""
         return self._resume_at > 0
 
+    @property
+    def n_next(self) -> int:
+        """Batches that the next iteration delivers (samples, with batch_size=None)."""
+        return len(self) - self._resume_at
+
+    @property
+    def is_held(self) -> bool:
+        """True for what `held` made: all iterations are alike."""
+        return self._held
+
     def begin_epoch(self) -> tuple[int, int]:
         """Take the next epoch: its number, and the batch that it begins with (not 0 after `resume` only)."""
         taken = self._next_epoch, self._resume_at

@@ -37,10 +37,10 @@ def as_tf(loader: Stream) -> tf.data.Dataset:
     batch: Any = () if loader.batch_size is None else loader.batch_size if loader.drop_remainder else None
     signatures = loader.structure({name: signature(spec, batch) for name, spec in loader.specs.items()})
     known = not (loader.skips_bad and loader.batch_size is None)  # single samples that are bad are left out
-    known &= not loader.resumed  # a resumed first iteration is shorter than the others
-    dataset = _dataset(_Iterations(loader, known), signatures)
+    known &= loader.is_held or not loader.resumed  # a resumed first iteration is shorter than the others
+    dataset = _dataset(_Iterations(loader, known and not loader.is_held), signatures)
     if known:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(loader)))
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(loader.n_next))
     options = tf.data.Options()
     # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF

@@ -21,6 +21,8 @@ from typing import Any
 import keras
 
 from streamkit.errors import UsageError
+from streamkit.frontends.devices import ahead, mover
+from streamkit.training.devices import refuse_indivisible
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Feed:
         """The feed of a `streamkit.Loader` (the way that suits the backend), or of what as_tf() or as_keras() gave.
 
         Raises:
-            UsageError: something else, or a loader of single samples.
+            UsageError: something else, a loader of single samples, or batches that several devices cannot share.
         """
         loader = getattr(source, "loader", source)
         if not hasattr(loader, "cursor_at"):
@@ -47,27 +49,35 @@ class Feed:
             raise UsageError("training needs batches", hint="Pass batch_size= to the loader.")
         if not len(loader):
             raise UsageError("this split has no batch", hint="Pass a smaller batch_size or drop_remainder=False.")
+        refuse_indivisible(loader)
         through_tf = not isinstance(source, keras.utils.PyDataset) and (
             source is not loader or keras.backend.backend() == "tensorflow"
         )
         return cls(loader, through_tf)
 
     def epoch(self, epoch: int, batch: int = 0) -> Any:
-        """Batches `batch`, `batch` + 1, ... of an epoch, as often as they are iterated; their number is known."""
+        """Batches `batch`, `batch` + 1, ... of an epoch, as often as they are iterated."""
         held = self.loader.held(epoch, batch)
-        if not self.through_tf:
-            return Part(held, epoch, batch)
-        import tensorflow as tf
+        return held.as_tf() if self.through_tf else Part(held, epoch, batch)
 
-        return held.as_tf().apply(tf.data.experimental.assert_cardinality(len(held) - batch))
+    def steps(self, batch: int = 0) -> int | None:
+        """How many that are, where Keras has to be told: TensorFlow loses count of what it moves to a device."""
+        return len(self.loader) - batch if self.through_tf and self.loader.device is not None else None
 
 
 class Part(keras.utils.PyDataset):
-    """Batches of one epoch from `start` on, made ahead in the loader's own threads while they are asked for in turn."""
+    """Batches of one epoch from `start` on, made ahead in the loader's own threads while they are asked for in turn.
+
+    On JAX and PyTorch each is on the loader's device, if it has one, before it is asked for: its way there begins with the
+    step before. TensorFlow takes a PyDataset's batches from the host, so there they stay.
+    """
 
     def __init__(self, loader: Any, epoch: int, start: int) -> None:
         super().__init__()
         self.loader, self.part = loader, (epoch, start)
+        backend = keras.backend.backend()
+        there = loader.device is None or backend == "tensorflow"
+        self._move = None if there else mover(backend, loader.device)
         self._lock = threading.Lock()
         self._stream: Iterator[Any] = iter(())
         self._next = -1
@@ -79,6 +89,7 @@ class Part(keras.utils.PyDataset):
         epoch, start = self.part
         with self._lock:
             if index != self._next:  # the first one; or again, after Keras peeked
-                self._stream = self.loader.stream(epoch, range(start + index, len(self.loader)))
+                stream = self.loader.stream(epoch, range(start + index, len(self.loader)))
+                self._stream = stream if self._move is None else ahead(self._move, stream)
             self._next = index + 1
             return next(self._stream)

@@ -55,7 +55,8 @@ def fit(
 
     Args:
         model: a compiled Keras model, made and compiled as before when the run is continued.
-        loader: a `streamkit.Loader`, or what its as_tf() or as_keras() gave, which then is the way that batches go.
+        loader: a `streamkit.Loader`, or what its as_tf() or as_keras() gave, which then is the way that batches go. If it
+            has a device, they are there ahead of use; see `streamkit.training.devices` for several devices.
             With several shards, the one with index 0 saves; another number of shards may continue with the same global
             batch.
         epochs: epochs of the whole run.
@@ -73,7 +74,8 @@ def fit(
     Raises:
         UsageError: the run in `run_dir` is one of another dataset, split, seed, batch size, model, backend or settings;
             says which.
-            Or the model is to train on several workers of tf.distribute, which Keras 3 cannot.
+            Or the model is to train on several workers of tf.distribute, which Keras 3 cannot; or batches do not divide
+            among the devices of keras.distribution.
         DamagedError: the saved state is cut or altered.
         ResourceError: it cannot be written.
     """
@@ -95,7 +97,8 @@ def fit(
         while loop.epoch < epochs and not loop.stopped:
             model.fit(
                 feed.epoch(loop.epoch, loop.batch),
-                validation_data=_validation(validation),
+                steps_per_epoch=feed.steps(loop.batch),
+                **_validation(validation),
                 initial_epoch=loop.epoch,
                 epochs=loop.epoch + 1,
                 callbacks=loop,
@@ -106,9 +109,11 @@ def fit(
     return loop.history
 
 
-def _validation(source: Any) -> Any:
-    loader = getattr(source, "loader", source)
-    return Feed.of(source).epoch(0) if hasattr(loader, "cursor_at") else source
+def _validation(source: Any) -> dict[str, Any]:
+    if not hasattr(getattr(source, "loader", source), "cursor_at"):
+        return {"validation_data": source}
+    feed = Feed.of(source)
+    return {"validation_data": feed.epoch(0), "validation_steps": feed.steps()}
 
 
 @contextmanager
