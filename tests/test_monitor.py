@@ -6,10 +6,12 @@ import csv
 import gc
 import itertools
 import os
+import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +24,7 @@ from hypothesis import given
 
 import streamkit
 from streamkit.reports.training import facts_of, write_report
-from streamkit.training import fit, peaks, usage
+from streamkit.training import batching, fit, peaks, trials, usage
 from streamkit.training import monitor as monitoring
 from streamkit.training.batching import Batch, largest_batch
 from streamkit.training.comparing import Row
@@ -30,6 +32,7 @@ from streamkit.training.memory import Estimate
 from streamkit.training.monitor import MemoryMonitor, Peaks
 from streamkit.training.networks import Design, network
 from streamkit.training.rematerializing import Remat
+from streamkit.training.trials import Killed
 from streamkit.training.usage import Memory, read_memory
 
 ROOT = Path(__file__).parents[1]
@@ -258,6 +261,13 @@ def test_failed_allocations_are_told_from_other_errors() -> None:
     assert not peaks.is_out_of_memory(ValueError("shapes differ"))
 
 
+@given(st.integers(1, 5000))
+def test_divisors_are_all_of_them(update: int) -> None:
+    found = peaks.divisors(update)
+    assert found == sorted(set(found)) and set(peaks.sizes(update)) <= set(found)
+    assert len(found) == sum(1 + (n * n != update) for n in range(1, int(update**0.5) + 1) if update % n == 0)
+
+
 class Hungry:
     """Stands for a model whose step of n samples takes n times 2 MB, and is killed or refused from some n on."""
 
@@ -299,6 +309,74 @@ def test_batches_grow_in_another_process_until_one_does_not_fit(
     assert 2_000_000 * size <= found.nbytes <= limit
 
 
+def crashing(accumulate: int) -> Any:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def test_a_trial_that_crashes_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jax")
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    with pytest.raises(streamkit.ResourceError, match="the trial ended with SIGSEGV"):
+        largest_batch(crashing, (X, Y), 4, 10**9)
+
+
+@pytest.mark.parametrize("error", [streamkit.UsageError("resnet takes images"), KeyError("x\ny"), None])
+def test_a_trial_sends_what_it_found_and_how_it_ended(error: Exception | None) -> None:
+    """In this process: an error of streamkit's comes as it is, another as one line."""
+
+    def work(n: int) -> Iterator[int]:
+        yield from range(n)
+        if error is not None:
+            raise error
+
+    sent: list[tuple[str, Any]] = []
+    trials._run(SimpleNamespace(send=sent.append), keras.config.dtype_policy().name, work, (2,))
+    *found, (kind, last) = sent
+    assert found == [("found", 0), ("found", 1)] and kind == ("end" if error is None else "error")
+    if isinstance(error, KeyError):
+        assert type(last) is streamkit.ResourceError and str(last) == r"the trial failed: KeyError: 'x\ny'"
+    else:
+        assert last is error
+
+
+@pytest.mark.parametrize(
+    "backend, reason", [("jax", "was killed while XLA compiled it"), ("torch", "not even one sample a step fits")]
+)
+def test_a_trial_that_is_killed_at_once(monkeypatch: pytest.MonkeyPatch, backend: str, reason: str) -> None:
+    """Where steps are compiled only, that tells nothing of the batch."""
+
+    def dying(*arguments: Any) -> Any:
+        raise Killed("killed")
+
+    monkeypatch.setattr(batching, "trial", dying)
+    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
+    with pytest.raises(streamkit.ResourceError, match=reason):
+        largest_batch(hungry, (X, Y), 4, 10**9)
+
+
+def test_a_batch_is_remembered_for_as_much_memory_as_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is empty, full, empty again, and half full; what was found on the empty one is not taken on the others."""
+    searched: list[int] = []
+    free = 0
+
+    def search(build: Any, like: Any, update: int, limit: int | None, largest: int) -> Batch:
+        searched.append(free)
+        return Batch(min(largest, free // 10**9), update, free * 9 // 10, "ran")
+
+    monkeypatch.setattr(batching, "_search", search)
+    monkeypatch.setattr(peaks, "free_nbytes", lambda: free)
+    facts: dict[str, Any] = {"remember": {"model": "of this test"}}
+    sizes = []
+    for free_gb in (64, 64, 1, 1, 60, 35, 35):
+        free = free_gb * 10**9
+        sizes.append(largest_batch(hungry, (X, Y), 64, None, **facts).size)
+    assert sizes == [64, 64, 1, 1, 64, 35, 35]
+    assert searched == [64 * 10**9, 10**9, 35 * 10**9]
+    for _ in range(2):  # a limit that is given holds whatever is free
+        largest_batch(hungry, (X, Y), 64, 40 * 10**9, **facts)
+    assert len(searched) == 4
+
+
 def test_a_model_that_cannot_be_made_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jax")
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
@@ -325,6 +403,30 @@ def test_the_compiler_of_jax_is_asked_and_the_answer_remembered(monkeypatch: pyt
     assert time.perf_counter() - began < took / 5
     with pytest.raises(streamkit.ResourceError, match="one sample a step takes"):
         largest_batch(wide, (X, Y), 4, 1000)
+
+
+def test_the_peak_of_a_step_is_that_of_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the other process does, done in this one."""
+    model, seen = tiny(), []
+
+    def stepped(copy: Any, like: Any, n: int, before_nbytes: int) -> int:
+        seen.extend([copy.get_weights()[0].tolist(), type(copy.optimizer).__name__, [a.dtype for a in like], n])
+        return before_nbytes
+
+    monkeypatch.setattr(peaks, "trial", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(peaks, "stepped_nbytes", stepped)
+    found = peaks.step_nbytes(model, (X, Y), 32)
+    assert found == pytest.approx(read_memory().host_nbytes, rel=0.5)
+    assert seen == [model.get_weights()[0].tolist(), "SGD", [X.dtype, Y.dtype], 32]
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_step_is_seen_in_another_process() -> None:
+    model = network(Design("small_cnn", norm="group", remat=True), (32, 32, 3), "uint8", 10)
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    found = peaks.step_nbytes(model, (np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int32)), 256)
+    output_nbytes = 256 * 32 * 32 * 64 * 4  # of one of the larger layers
+    assert output_nbytes < found < 100 * output_nbytes
 
 
 # Rematerialisation
@@ -382,10 +484,11 @@ def test_layers_with_state_or_chance_are_refused() -> None:
 def test_the_report_holds_what_was_measured_and_nothing_from_outside(tmp_path: Path) -> None:
     monitor = MemoryMonitor()
     history = tiny().fit(X, Y, epochs=2, verbose=0, callbacks=[monitor]).history
-    row = Row("</script><b>pruned", 10, 40, 20, 100.0, 0.5)
+    row = Row("</script><b>pruned", 10, 40, 20, 100.0, 0.5, step_nbytes=77)
     write_report(tmp_path / "r.html", {"dataset": "some/out"}, history, monitor, Estimate(1, 2, 3, 4), [row])
     text = (tmp_path / "r.html").read_text()
     assert "<title>out: training</title>" in text and "</script><b>" not in text and "src=" not in text
+    assert re.search(r'\["together",\s*10\],\s*\["measured peak",\s*77\]', text)
     many = [(float(i), {"host_nbytes": i}) for i in range(5000)]
     found = facts_of({}, {"loss": [1.0]}, many, [], [])
     assert len(found["memory"]["host_nbytes"]) <= 1000 and found["seconds"] == 4999.0

@@ -27,7 +27,7 @@ for (const [title, ending] of [["Loss", "loss"], ["Accuracy", "accuracy"]])
   panels.append(...[plot(title, pick(ending), "epoch 1", epochs, short)].filter(Boolean));
 panels.append(...[plot("Memory over time", DATA.memory, "0 s", `${DATA.seconds.toFixed(0)} s`, bytes)].filter(Boolean));
 if (DATA.estimate.length)
-  panels.append(panel("A step, counted from the model", table(["for", "memory"], DATA.estimate.map(([name, n]) => [label(name), bytes(n)]))));
+  panels.append(panel("A step, counted from the model and measured", table(["for", "memory"], DATA.estimate.map(([name, n]) => [label(name), bytes(n)]))));
 main.append(panels);
 if (DATA.missing) main.append(make("p", { class: "quiet" }, `Nothing is known of a GPU: ${DATA.missing}.`));
 if (DATA.rows.length) {

@@ -62,7 +62,7 @@ def write_report(
         history: of `fit`.
         monitor: the MemoryMonitor of the run.
         estimate: an `Estimate`, or None.
-        rows: of `compare`.
+        rows: of `compare`; the peak of a step of the first stands beside the estimate.
 
     Raises:
         ResourceError: it cannot be written.
@@ -71,7 +71,9 @@ def write_report(
         (at, {n: v for n, v in dataclasses.asdict(memory).items() if v is not None and n.endswith("_nbytes")})
         for at, memory in monitor.samples
     ]
-    counted = [] if estimate is None else list(dataclasses.asdict(estimate).items())
+    counted = [] if estimate is None else [*dataclasses.asdict(estimate).items(), ("together", estimate.total_nbytes)]
+    if counted and rows and rows[0].step_nbytes is not None:
+        counted.append(("measured peak", rows[0].step_nbytes))
     data = facts_of(facts, history, readings, counted, [dataclasses.asdict(row) for row in rows])
     data["missing"] = monitor.missing
     title = f"{os.path.basename(os.path.abspath(str(facts['dataset'])))}: training"

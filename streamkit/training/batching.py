@@ -10,9 +10,8 @@ that it took is free afterwards; the answer is remembered.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,11 @@ import keras
 from streamkit.atomic import replacing
 from streamkit.errors import ResourceError
 from streamkit.training import peaks
-from streamkit.training.usage import host_nbytes
+from streamkit.training.trials import Killed, trial
+from streamkit.training.usage import gpu_handle, host_nbytes
 
 Build = Callable[[int], Any]
+_LESS = "Make model or samples smaller."
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,8 @@ def largest_batch(
 ) -> Batch:
     """Find the largest batch size that divides `update` and whose step stays within the limit.
 
-    On JAX every size is compiled, and XLA says how much it takes; elsewhere growing batches run until one does not fit.
-    There, without a GPU, the numbers include what the framework takes for itself.
+    On JAX sizes are compiled, and XLA says how much they take; elsewhere growing batches, each at least twice the one
+    before, run until one does not fit. There, without a GPU, the numbers include what the framework takes for itself.
 
     Args:
         build: makes the compiled model, given how many steps accumulate; importable by another process, so a function of
@@ -71,14 +72,18 @@ def largest_batch(
         limit_nbytes: memory to stay within; None: what the device has free, or the host.
         largest: no larger batch than that.
         remember: JSON-able facts that the answer depends on (model, precision, ...), under which it is kept for the next
-            time, with the limit, the shapes and the device; None: not kept.
+            time, with the limit, the shapes and the device; None: not kept. Without a limit it is for then only as much
+            memory is free as now, to a factor of two, and is taken if it fits into that.
 
     Raises:
-        ResourceError: not even a batch of 1 fits.
+        ResourceError: not even a batch of 1 fits, or the trial ended in another way.
+        StreamkitError: as `build` raised it.
     """
-    facts = {"remember": remember, "update": update, "limit": limit_nbytes, "largest": largest, "like": _specs(like)}
+    free = peaks.free_nbytes() if limit_nbytes is None else limit_nbytes
+    limit = f"about 2**{free.bit_length()} free" if limit_nbytes is None else limit_nbytes
+    facts = {"remember": remember, "update": update, "limit": limit, "largest": largest, "like": _specs(like)}
     known = None if remember is None else _recall(facts)
-    if known is not None:
+    if known is not None and known.nbytes <= free:
         return known
     found = _search(build, like, update, limit_nbytes, largest or update)
     if remember is not None:
@@ -87,52 +92,31 @@ def largest_batch(
 
 
 def _search(build: Build, like: Any, update: int, limit: int | None, largest: int) -> Batch:
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    policy = keras.config.dtype_policy().name
-    process = context.Process(target=_work, args=(sender, build, like, update, limit, largest, policy))
-    process.start()
-    sender.close()  # ours, so that the pipe ends when the other process does
-    tried: list[tuple[int, int]] = []
+    found = None
     try:
-        while True:
-            message = receiver.recv()
-            if isinstance(message, Batch):
-                return message
-            if isinstance(message, str):
-                raise ResourceError(f"the trial for a batch size failed: {message}")
-            tried.append(message)
-    except EOFError:
-        process.join()
-        if (process.exitcode or 0) > 0:
-            raise ResourceError(f"the trial for a batch size ended with exit code {process.exitcode}") from None
-        if not tried:  # killed at once
-            raise ResourceError(
-                "not even one sample a step fits into memory", hint="Make model or samples smaller."
-            ) from None
-        size, nbytes = tried[-1]
-        return Batch(size, update, nbytes, "ran")
-    finally:
-        process.join()
+        for found in trial(_fitting, build, like, update, limit, largest):  # noqa: B007  each larger than the one before
+            pass
+    except Killed as error:
+        if found is None and keras.backend.backend() == "jax":  # where nothing has run
+            raise ResourceError("the trial for a batch size was killed while XLA compiled it", hint=_LESS) from error
+        if found is None:
+            raise ResourceError("not even one sample a step fits into memory", hint=_LESS) from error
+    assert found is not None  # or there would have been another error
+    return found
 
 
-def _work(sender: Any, build: Build, like: Any, update: int, limit: int | None, largest: int, policy: str) -> None:
-    """In the other process: sends (size, nbytes) of each size that fits, and the answer; or an error as text."""
-    try:
-        before = host_nbytes()
-        keras.config.set_dtype_policy(policy)
-        limit = peaks.limit_nbytes() if limit is None else limit
-        model = build(min(2, update))
-        candidates = [n for n in peaks.sizes(update) if n <= largest]
-        if keras.backend.backend() == "jax":
-            sender.send(_ask_compiler(model, like, update, limit, candidates))
-            return
-        sender.send(_run_until_full(sender, model, like, update, limit, candidates, before))
-    except Exception as error:
-        sender.send(f"{type(error).__name__}: {error}".splitlines()[0][:500])
+def _fitting(build: Build, like: Any, update: int, limit: int | None, largest: int) -> Iterator[Batch]:
+    """In the other process: batches that fit, each larger than the one before."""
+    before = host_nbytes()
+    limit = peaks.limit_nbytes() if limit is None else limit
+    model = build(min(2, update))
+    if keras.backend.backend() == "jax":
+        yield _as_compiled(model, like, update, limit, [n for n in peaks.divisors(update) if n <= largest])
+    else:
+        yield from _as_run(model, like, update, limit, [n for n in peaks.sizes(update) if n <= largest], before)
 
 
-def _ask_compiler(model: Any, like: Any, update: int, limit: int, candidates: list[int]) -> Batch | str:
+def _as_compiled(model: Any, like: Any, update: int, limit: int, candidates: list[int]) -> Batch:
     seen: dict[int, int] = {}
 
     def fits(n: int) -> bool:
@@ -141,31 +125,28 @@ def _ask_compiler(model: Any, like: Any, update: int, limit: int, candidates: li
 
     size = peaks.largest(candidates, fits)
     if size is None:
-        return _too_small(min(seen.values()), limit)
+        raise _too_small(min(seen.values()), limit)
     return Batch(size, update, seen[size], "compiled")
 
 
-def _run_until_full(
-    sender: Any, model: Any, like: Any, update: int, limit: int, candidates: list[int], before: int
-) -> Batch | str:
-    best: Batch | None = None
-    nbytes = 0
+def _as_run(model: Any, like: Any, update: int, limit: int, candidates: list[int], before: int) -> Iterator[Batch]:
     for n in candidates:
         try:
             nbytes = peaks.stepped_nbytes(model, like, n, before)
         except Exception as error:
             if not peaks.is_out_of_memory(error):
                 raise
-            break
+            nbytes = limit + 1
         if nbytes > limit:
-            break
-        best = Batch(n, update, nbytes, "ran")
-        sender.send((n, nbytes))
-    return best or _too_small(nbytes, limit)
+            if n == candidates[0]:
+                raise _too_small(nbytes, limit)
+            return
+        yield Batch(n, update, nbytes, "ran")
 
 
-def _too_small(nbytes: int, limit: int) -> str:
-    return f"one sample a step takes {nbytes / 1e6:.0f} MB, the limit is {limit / 1e6:.0f} MB"
+def _too_small(nbytes: int, limit: int) -> ResourceError:
+    what = f"one sample a step takes {nbytes / 1e6:.0f} MB, the limit is {limit / 1e6:.0f} MB"
+    return ResourceError(what, hint=_LESS)
 
 
 # What was found before
@@ -181,8 +162,6 @@ def _notes() -> Path:
 
 
 def _digest(facts: Mapping[str, Any]) -> str:
-    from streamkit.training.usage import gpu_handle
-
     handle, _ = gpu_handle()
     device = "cpu"
     if handle is not None:

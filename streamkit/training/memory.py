@@ -46,10 +46,12 @@ class Estimate:
 
 
 def estimate(model: Any, batch_size: int) -> Estimate:
-    """What a step of `batch_size` samples takes, as a lower bound of the order of magnitude that the device needs.
+    """What a step of `batch_size` samples takes, to the order of magnitude: neither a lower nor an upper bound.
 
-    With XLA on a CPU the peak of a small convolutional network was 1.3 times the estimate for batches of 32 to 128.
-    Mixed precision counts outputs at two bytes, and weights, gradients and moments at four, as it keeps them.
+    Compilers keep copies and workspaces, which are not counted, and fuse layers or let go of outputs, which are. With XLA
+    on a CPU peaks were 0.64 times (a residual network) to 2.05 times (separable convolutions) the estimate in float32; see
+    scripts/benchmark_memory. Mixed precision counts outputs at two bytes, and weights, gradients and moments at four, as it
+    keeps them; XLA on a CPU computes it in float32, and took up to 3.7 times that.
 
     Args:
         model: a built and compiled Sequential or functional model; axes of its inputs that vary count as 1.

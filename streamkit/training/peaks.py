@@ -7,13 +7,14 @@ process of its own (`streamkit.training.batching` does both).
     4
     >>> largest([1, 2, 4], lambda n: False) is None
     True
-    >>> sizes(48)
-    [1, 3, 6, 12, 24, 48]
+    >>> sizes(48), divisors(48)
+    ([1, 3, 6, 12, 24, 48], [1, 2, 3, 4, 6, 8, 12, 16, 24, 48])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import numpy as np
 
 from streamkit.storage import available_memory
 from streamkit.training.state import build
+from streamkit.training.trials import trial
 from streamkit.training.usage import allocator_nbytes, gpu_handle, host_nbytes
 
 # Left to others: a framework's own workspaces, what is not counted, fragments.
@@ -36,6 +38,11 @@ def sizes(update: int) -> list[int]:
         if update % n == 0 and 2 * n <= out[-1]:
             out.append(n)
     return out[::-1]
+
+
+def divisors(update: int) -> list[int]:
+    """All batch sizes that divide `update`, ascending."""
+    return [n for n in range(1, update + 1) if update % n == 0]
 
 
 def largest(candidates: Sequence[int], fits: Callable[[int], bool]) -> int | None:
@@ -53,13 +60,18 @@ def zeros(like: Any, n: int) -> Any:
 
 
 def limit_nbytes() -> int:
-    """What may be used: nine tenths of the GPU's free memory, or four fifths of the host's [B]."""
+    """What may be used: `free_nbytes`, or on JAX nine tenths of what it has set aside of the GPU [B]."""
     if keras.backend.backend() == "jax":
         import jax
 
         found = jax.local_devices()[0].memory_stats() or {}
-        if "bytes_limit" in found:  # of what JAX has set aside
+        if "bytes_limit" in found:
             return int(_SHARE_OF_GPU * found["bytes_limit"])
+    return free_nbytes()
+
+
+def free_nbytes() -> int:
+    """Nine tenths of the GPU's free memory, or four fifths of the host's [B]; no framework takes hold of a device for it."""
     handle, _ = gpu_handle()
     if handle is None:
         return int(_SHARE_OF_HOST * available_memory())
@@ -107,6 +119,35 @@ def stepped_nbytes(model: Any, like: Any, n: int, before_nbytes: int) -> int:
         model.train_on_batch(x, y)
     _, peak = allocator_nbytes()
     return peak if peak is not None else _host_peak_nbytes() - before_nbytes
+
+
+def step_nbytes(model: Any, like: Any, n: int) -> int:
+    """Peak of a training step of `n` samples of a model that is trained here [B].
+
+    On JAX XLA is asked; elsewhere a copy of the model runs two steps in a process of its own, as what this process has held
+    so far hides the peak of one step.
+
+    Args:
+        model: compiled; it can be saved.
+        like: a batch (x, y), of whatever length.
+        n: samples.
+
+    Raises:
+        ResourceError: the other process failed, for lack of memory for one.
+    """
+    if keras.backend.backend() == "jax":
+        return compiled_nbytes(model, like, n)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder, "model.keras"))
+        (found,) = trial(_stepped, Path(folder, "model.keras"), zeros(like, 1), n)
+    return found
+
+
+def _stepped(file: Path, like: Any, n: int) -> Iterator[int]:
+    from streamkit.training import rematerializing  # noqa: F401  so that Keras knows the layers that a file may hold
+
+    before = host_nbytes()
+    yield stepped_nbytes(keras.models.load_model(file), like, n, before)
 
 
 def _host_peak_nbytes() -> int:
