@@ -25,7 +25,7 @@ import keras
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.errors import UsageError
+from streamkit.errors import StreamkitError, UsageError
 
 Array = npt.NDArray[Any]
 
@@ -78,9 +78,11 @@ def tflite(model: Any, batches: Iterable[Array]) -> bytes:
         batches: a few hundred real samples, by which the ranges of the activations are told.
 
     Raises:
-        UsageError: another backend, or a layer that TFLite has no int8 form of.
+        UsageError: another backend, or a layer that TFLite has no int8 form of. What else goes wrong, in the batches for
+            one, comes as it is.
     """
     import tensorflow as tf
+    from tensorflow.lite.python.convert import ConverterError
 
     if keras.backend.backend() != "tensorflow":
         raise UsageError(
@@ -99,8 +101,10 @@ def tflite(model: Any, batches: Iterable[Array]) -> bytes:
             warnings.filterwarnings("ignore", message="Statistics for quantized inputs")
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # a page of endpoints
                 return bytes(converter.convert())
-    except Exception as error:  # of many types, over many lines
-        lines = str(error).splitlines()
+    except StreamkitError:  # of the batches
+        raise
+    except (ConverterError, RuntimeError, ValueError) as error:  # over many lines, or none
+        lines = str(error).splitlines() or [type(error).__name__]
         reason = next((m[0] for line in lines if (m := re.search(r"'tf\.\w+' op .*|error: .*", line))), lines[0])
         raise UsageError(
             f"TFLite cannot make this network int8: {reason[:200]}",
