@@ -20,6 +20,8 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 CASES = set(range(1, 91))
+OUTCOMES = ("survived", "lost", "hung")
+HANGS = ("this hangs", "TimeoutExpired")
 
 
 def named_cases() -> dict[int, list[str]]:
@@ -54,21 +56,24 @@ class Table:
             return
         if report.when != "call" and not report.failed:
             return
-        counted = sum(int(str(value)) for key, value in report.user_properties if key == "survived")
-        row = self.rows[name if counted else name.partition("[")[0], self.cases[report.nodeid]]
-        row["survived"] += counted or int(report.passed)
-        hung = report.failed and "this hangs" in str(report.longrepr)
-        row["hung"] += int(hung)
-        row["lost"] += int(report.failed and not hung)
+        counted = Counter(dict.fromkeys(OUTCOMES, 0))
+        for key, value in report.user_properties:
+            if key in OUTCOMES:
+                counted[key] += int(str(value))
+        row = self.rows[name if counted.total() else name.partition("[")[0], self.cases[report.nodeid]]
+        row["survived"] += counted["survived"] or int(report.passed)
+        row["lost"] += counted["lost"]
+        row["hung"] += counted["hung"]
+        if report.failed and not counted["lost"] + counted["hung"]:  # of a try that the test did not count
+            row["hung" if any(word in str(report.longrepr) for word in HANGS) else "lost"] += 1
 
     def __str__(self) -> str:
-        columns = ("survived", "lost", "hung")
-        lines = [("FAULTS", "case", "tries", *columns)]
+        lines = [("FAULTS", "case", "tries", *OUTCOMES)]
         for (name, cases), row in sorted(self.rows.items(), key=lambda item: (item[0][1], item[0][0])):
             numbers = " ".join(map(str, cases))
-            lines.append((numbers, name.removeprefix("test_"), str(row.total()), *(str(row[c]) for c in columns)))
+            lines.append((numbers, name.removeprefix("test_"), str(row.total()), *(str(row[c]) for c in OUTCOMES)))
         whole: Counter[str] = sum(self.rows.values(), Counter())
-        lines.append(("", "all", str(whole.total()), *(str(whole[c]) for c in columns)))
+        lines.append(("", "all", str(whole.total()), *(str(whole[c]) for c in OUTCOMES)))
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in lines]
         text.append(f"skipped: {self.skipped.total()}")

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 import faults
+import pytest
 
 
 def test_every_case_is_named() -> None:
     named = faults.named_cases()
     assert set(named) == faults.CASES
+
+
+def test_the_table_counts_what_became_of_each_try() -> None:
+    """Tries that a test counted, as they were; of the others a timeout is a hang, and another failure a loss."""
+    tried = [("survived", 1), ("survived", 1), ("hung", 1), ("lost", 1)]
+    reports = [
+        ("test_a[x]", True, "2 of 4 are no survivors", tried),
+        ("test_b", True, "subprocess.TimeoutExpired: Command timed out after 120 seconds", []),
+        ("test_b", True, "AssertionError", []),
+        ("test_b", False, "", []),
+    ]
+    table = faults.Table()
+    for name, failed, text, counted in reports:
+        node = f"tests/test_x.py::{name}"
+        table.cases[node] = (1,)
+        table.pytest_runtest_logreport(
+            pytest.TestReport(
+                node, ("", 0, ""), {}, "failed" if failed else "passed", text, "call", (), 0.1, 0, 0, counted
+            )
+        )
+    assert dict(table.rows["test_a[x]", (1,)]) == {"survived": 2, "lost": 1, "hung": 1}
+    assert dict(table.rows["test_b", (1,)]) == {"survived": 1, "lost": 1, "hung": 1}
