@@ -20,19 +20,16 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from streamkit import index
 from streamkit.atomic import os_error, replacing, sync_folder
 from streamkit.convert.append import Before
-from streamkit.convert.items import Items, find_items
 from streamkit.convert.journal import Journal, Part
 from streamkit.convert.measure import measure
-from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, ShardPlan, make_plan
-from streamkit.convert.publish import index_tables, source_facts, write_side_files
+from streamkit.convert.publish import index_tables, write_side_files
 from streamkit.convert.swap import finish_swap
 from streamkit.convert.writing import Writing
 from streamkit.digest import file_digest
@@ -40,6 +37,7 @@ from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.health.check import Check, Progress
 from streamkit.health.drop import without_damaged
 from streamkit.health.grown import check_tables, plan_there
+from streamkit.health.origin import items_again, options_of
 from streamkit.health.report import Problem
 from streamkit.index import ADOPT_AGAIN
 from streamkit.manifest import WORK_FOLDER, Manifest
@@ -152,12 +150,12 @@ class _Again:
         self.workers, self.progress = workers, progress
         self.staging = root / WORK_FOLDER / "repair"
         self.aside: tuple[str, ...] = ()
-        self.options = _options(manifest)
+        self.options = options_of(manifest)
         self.before = Before(root, manifest)
         self.grown = self.before.generation > 2
         if self.grown:
             check_tables(root, manifest, damaged)
-        self.items = _items(source, labels, masks, self.options, manifest, same=not self.grown)
+        self.items = items_again(source, labels, masks, self.options, manifest, same=not self.grown)
         if self.grown:
             self.items = self.items._replace(listing=self.before.with_classes(self.items.listing))
         self.listing = self.items.listing
@@ -271,37 +269,3 @@ def _not_the_same(root: Path, file: str) -> DamagedError:
         path=root,
         hint="Convert again with --overwrite.",
     )
-
-
-def _options(manifest: Manifest) -> Options:
-    """The options that the dataset was made with."""
-    known = {field.name for field in fields(Options)}
-    strange = sorted(set(manifest.options) - known)
-    if strange or "format" not in manifest.options:
-        raise UsageError(
-            f"the manifest's options are not those of a conversion ({', '.join(strange) or 'there is no format'})",
-            path=manifest.path,
-            hint="Pass --drop, or make the dataset again.",
-        )
-    options: dict[str, Any] = dict(manifest.options)
-    return Options(**options)
-
-
-def _items(
-    path: Path, labels: Path | None, masks: Path | None, options: Options, manifest: Manifest, same: bool
-) -> Items:
-    """The source and its items; with `same`, SourceError when they are not those that the dataset was made of."""
-    for name, given, wanted in (("labels", labels, options.labels), ("masks", masks, options.masks)):
-        if wanted and given is None:
-            raise UsageError(f"the dataset was made with --{name}", path=manifest.path, hint=f"Pass --{name} again.")
-    items = find_items(path, labels, masks, options)
-    found = source_facts(items.listing)
-    if same and found != manifest.source:
-        said = manifest.source
-        raise SourceError(
-            f"this is not what the dataset was made of: {found['items']} items of {found['bytes']} bytes here, "
-            f"{said.get('items')} of {said.get('bytes')} then, or other names or sizes",
-            path=path,
-            hint="Bring back the items that changed, use --drop, or convert again.",
-        )
-    return items
