@@ -143,6 +143,18 @@ def test_a_dataset_that_nothing_is_known_of_is_replaced(
     assert digests(path) == digests(path.with_name("fresh"))
 
 
+def test_adopted_files_are_not_the_dataset_s(copied: Copied, harm_sources: Path) -> None:
+    path = copied("table-tfrecord")
+    for other in path.iterdir():
+        if other.suffix != ".tfrecord":
+            other.unlink()
+    files = digests(path)
+    streamkit.index(path, out=path)
+    reading.convert(raw_of(harm_sources, "pictures"), path, overwrite=True, split={"val": 1.0})
+    assert streamkit.verify(path).ok
+    assert {name: digest for name, digest in digests(path).items() if name in files} == files
+
+
 def test_folders_of_such_names_that_are_somebody_else_s(copied: Copied) -> None:
     path = copied("table-tfrecord")
     (path.with_name(f".{path.name}.old") / "deep").mkdir(parents=True)

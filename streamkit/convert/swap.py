@@ -134,7 +134,8 @@ def _own(old: Path, final: Path) -> set[str]:
     else:
         own |= {*manifest.files, *([skipped.FILE_NAME] if manifest.skipped else ())}
         for split in manifest.splits.values():
-            own |= {split.index, str(split.chunks), *(shard.file for shard in split.shards)}
+            shards = split.shards if manifest.root is None else ()  # adopted ones are the user's
+            own |= {split.index, str(split.chunks), *(shard.file for shard in shards)}
     return {
         path.name
         for path in old.iterdir()
