@@ -233,6 +233,12 @@ def _read_here(root: Path, file: Path) -> bytes:
         pass
     except OSError as error:
         raise ResourceError(f"cannot be read: {(error.strerror or str(error)).lower()}", path=file) from None
+    if not root.exists() and (root.with_name(f".{root.name}.swap") / FILE_NAME).exists():
+        raise DamagedError(
+            f"it was being replaced: the new dataset is .{root.name}.swap",
+            path=root,
+            hint=f"Run `streamkit repair {shlex.quote(str(root))} --drop`, which puts it in place.",
+        )
     if not root.exists():
         raise UsageError("this path does not exist", path=root, hint="Give the folder that `streamkit convert` made.")
     if (root / WORK_FOLDER).exists():

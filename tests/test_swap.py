@@ -14,7 +14,7 @@ from converting import class_folders, digests
 from harming import raw_of
 
 import streamkit
-from streamkit import BusyError, UsageError
+from streamkit import BusyError, DamagedError, UsageError
 from streamkit.convert import swap
 from streamkit.convert.lock import Lock
 
@@ -141,6 +141,17 @@ def test_a_dataset_that_nothing_is_known_of_is_replaced(
     (path / "notes.txt").unlink()
     streamkit.convert(source, path.with_name("fresh"), **options)
     assert digests(path) == digests(path.with_name("fresh"))
+
+
+def test_between_two_renames_the_way_on_is_told(copied: Copied) -> None:
+    """Where folders cannot be exchanged, there is a moment when the dataset has another name."""
+    path = copied("table-tfrecord")
+    whole = digests(path)
+    path.rename(path.with_name(f".{path.name}.swap"))
+    with pytest.raises(DamagedError, match=r"being replaced: .* Run `streamkit repair .* --drop`"):
+        streamkit.open(path)
+    streamkit.repair(path, drop=True)
+    assert digests(path) == whole and os.listdir(path.parent) == [path.name]
 
 
 def test_adopted_files_are_not_the_dataset_s(copied: Copied, harm_sources: Path) -> None:
