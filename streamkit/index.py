@@ -21,7 +21,7 @@ import sys
 import tempfile
 import types
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,10 @@ from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend, regular_file
 from streamkit.remote.address import Address, place
 from streamkit.schema import Field
+from streamkit.tables import Column, wrong
 
 # In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
 _NARROW = {"length": np.int32, "crc32c": np.uint32, "chunk": np.int32, "row": np.int32}
-_PLACES = ("offset", *_NARROW)
 
 
 def write(path: str | os.PathLike[str], tables: Iterable[pa.Table]) -> None:
@@ -85,13 +85,20 @@ class Index:
         path: the Parquet file. One on a server is copied to this machine, where no name leads to it.
         n_rows: rows that it must have; None for those there are.
         digest: BLAKE3 (hex) that it must have; None to skip.
+        columns: what it must hold, as `streamkit.tables` tells it; None to skip.
 
     Raises:
         DamagedError: missing, altered, or of another length.
         RemoteError: a server that does not give it.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | Address, n_rows: int | None, digest: str | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | Address,
+        n_rows: int | None,
+        digest: str | None = None,
+        columns: Mapping[str, Column] | None = None,
+    ) -> None:
         self.path = place(path)
         try:
             self.file = self._here(digest)
@@ -109,6 +116,8 @@ class Index:
         self.n_rows: int = file.metadata.num_rows if n_rows is None else n_rows
         if file.metadata.num_rows != self.n_rows:
             raise DamagedError(f"the index has {file.metadata.num_rows} rows, the manifest says {n_rows}", path=path)
+        if columns is not None and (reason := wrong(file.schema_arrow, columns)):
+            raise DamagedError(reason, path=path, hint=mend(self.path.parent))
         self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
         self._n_row_groups = file.num_row_groups
 
@@ -155,11 +164,9 @@ class Index:
         try:
             for batch in file.iter_batches(batch_size=1 << 16, columns=list(names), use_threads=False):
                 for name in names:
+                    if _has_holes(batch.column(name)):
+                        raise DamagedError(f"column {name!r} has holes", path=self.path, hint=mend(self.path.parent))
                     values = _numpy(batch.column(name))
-                    if name.rpartition(".")[2] in _PLACES and "." in name and values.dtype.kind not in "iu":
-                        raise DamagedError(
-                            f"column {name!r} does not hold whole numbers", path=self.path, hint=mend(self.path.parent)
-                        )
                     if name not in out:
                         out[name] = np.empty((self.n_rows, *values.shape[1:]), _dtype(name, values, file))
                     out[name][at : at + len(values)] = values
@@ -200,14 +207,12 @@ def _is_utf8(path: Path) -> bool:
 
 
 def check_column(field: Field, values: npt.NDArray[Any], path: Path | Address) -> None:
-    """A column must hold what the schema says, and a label a class that there is.
+    """A label must be a class that there is.
 
     Raises:
-        DamagedError: it does not.
+        DamagedError: it is not.
         UsageError: labels beyond the int32 of batches.
     """
-    if field.dtype != "string" and values.dtype.kind != np.dtype(field.dtype).kind:
-        raise DamagedError(f"column {field.name!r} is {values.dtype}, not {field.dtype}", path=path)
     if field.kind == "label" and len(values) and int(values.max()) > 2**31 - 1:
         raise UsageError(
             f"labels go up to {values.max()}, beyond the int32 of batches", hint="Pass label_mode=None, or fields=."
@@ -219,6 +224,11 @@ def check_column(field: Field, values: npt.NDArray[Any], path: Path | Address) -
 
 
 ADOPT_AGAIN = "If it was moved, name its folder with root= (--root); if it changed, run `streamkit index` again."
+
+
+def _has_holes(values: pa.Array) -> bool:
+    inner = pa.types.is_fixed_size_list(values.type) and values.flatten().null_count
+    return bool(values.null_count or inner)
 
 
 def numpy_of(table: pa.Table, name: str) -> npt.NDArray[Any]:

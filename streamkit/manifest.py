@@ -184,7 +184,7 @@ class Manifest:
                 splits={name: Split.from_json(name, item) for name, item in sorted(data["splits"].items())},
                 options=mapping(data["options"]),
                 source=mapping(data["source"]),
-                statistics=mapping(data["statistics"]),
+                statistics=strict.statistics(data["statistics"]),
                 skipped=count(data["skipped"], "skipped", "manifest"),
                 files={name: SideFile.from_json(name, f) for name, f in mapping(data.get("files", {})).items()},
                 root=data.get("root"),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from streamkit.index import Index
 from streamkit.manifest import Manifest
 from streamkit.remote.address import Address, place
+from streamkit.tables import index_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,8 +30,8 @@ class OpenManifest(Manifest):
             UsageError: no such split.
             DamagedError: the index is missing or altered.
         """
-        found = self.split(split)
-        return Index(place(self.path or "").parent / found.index, found.samples, found.index_digest).table()
+        found, columns = self.split(split), index_columns(self.schema)
+        return Index(place(self.path or "").parent / found.index, found.samples, found.index_digest, columns).table()
 
 
 def open(path: str | os.PathLike[str] | Address, *, manifest_digest: str | None = None) -> OpenManifest:

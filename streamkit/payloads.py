@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.codecs import array as arrays
-from streamkit.reader import MAX_RANGE_NBYTES, Reader
+from streamkit.places import MAX_RANGE_NBYTES, RATIO
+from streamkit.reader import Reader
 from streamkit.schema import Field
 
 Ints = npt.NDArray[np.int64]
@@ -57,7 +58,7 @@ class Payloads:
             shape = field.shape if shapes is None else tuple(shapes[row].tolist())
             try:
                 if field.encoding == "zlib":
-                    limit = field.sample_nbytes if field.fixed else min(MAX_RANGE_NBYTES, 1032 * len(data) + 64)
+                    limit = field.sample_nbytes if field.fixed else min(MAX_RANGE_NBYTES, RATIO * len(data) + 64)
                     data = arrays.inflate(data, limit)
                 elif field.encoding == "varint":
                     data = arrays.varints(data).view(np.uint8)

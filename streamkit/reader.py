@@ -13,7 +13,6 @@ b'JFIF'
 
 from __future__ import annotations
 
-import math
 import os
 import weakref
 from collections.abc import Sequence
@@ -25,23 +24,24 @@ import numpy.typing as npt
 
 from streamkit import native
 from streamkit.blocks import Blocks
-from streamkit.chunks import Slabs, grid, slab_nbytes
-from streamkit.errors import DamagedError, RefusedError
+from streamkit.chunks import Slabs
+from streamkit.errors import DamagedError
 from streamkit.guard import mend
-from streamkit.index import ADOPT_AGAIN, Index, check_column
+from streamkit.index import ADOPT_AGAIN, Index
 from streamkit.loose import LooseFiles
 from streamkit.manifest import Manifest
 from streamkit.native import BadRange
+from streamkit.places import check, load_chunks
 from streamkit.readplan import ReadPlan
 from streamkit.remote.address import Address, place
 from streamkit.schema import Field
 from streamkit.splits import Split
 from streamkit.storage import Files, Maps, Part, available_memory
+from streamkit.tables import index_columns, range_columns
 
 if TYPE_CHECKING:
     from streamkit.far import FarFiles
 
-MAX_RANGE_NBYTES = 1 << 30
 Ints = npt.NDArray[np.int64]
 
 
@@ -84,12 +84,12 @@ class Reader:
         self.fields, self.extras = tuple(fields), tuple(extras)
         where = self.root if shards_root is None else place(shards_root)
         self.files = self._files(where, blocks)
-        self.index = Index(self.root / split.index, split.samples, split.index_digest)
+        self.index = Index(self.root / split.index, split.samples, split.index_digest, index_columns(manifest.schema))
         self.shard_starts = np.cumsum([0] + [s.samples for s in split.shards])
         self.lenient, self._blocks = lenient, blocks
         self._load()
         sizes_fit = self._check_sizes()
-        self._check_ranges()
+        check(self.fields, split, self.columns, self.chunk_table, self.index.path, loose=self.loose is not None)
         self._maps = self._map(map_limit_nbytes) if sizes_fit else None  # a range may leave a file that was cut
         self._map_limit_nbytes = map_limit_nbytes
         # A circle would keep descriptors until it is collected.
@@ -110,7 +110,7 @@ class Reader:
         return not isinstance(self.files, Files)
 
     def _load(self) -> None:
-        names = [n for f in self.fields if f.is_payload for n in _range_names(f, self.index)]
+        names = [n for f in self.fields if f.is_payload for n in range_columns(f)]
         names += [f.name for f in self.fields if not f.is_payload]
         names += [n for n in self.extras if n in self.index and n not in names]
         self.columns = self.index.load(names)
@@ -120,16 +120,8 @@ class Reader:
             if lengths is not None and len(lengths) and (lengths == lengths[0]).all():
                 # Equal lengths need no memory.
                 self.columns[f"{field.name}.length"] = np.broadcast_to(lengths[0], lengths.shape)
-        if any(f.chunk_rows is not None for f in self.fields):
-            path = self.root / str(self.split.chunks)
-            table = Index(path, None, self.split.chunks_digest)
-            self.chunk_table = table.load([n for n in ("offset", "length", "crc32c", "skipped") if n in table])
-            shards = table.load(["shard"])["shard"]
-            number = {s.file: i for i, s in enumerate(self.split.shards)}
-            try:
-                self.chunk_table["shard"] = np.fromiter((number[name] for name in shards), np.int64, table.n_rows)
-            except KeyError as error:
-                raise DamagedError(f"the chunk table names {error}, which is no shard", path=path) from None
+        chunked = any(f.chunk_rows is not None for f in self.fields)
+        self.chunk_table = load_chunks(self.root, self.split) if chunked else {}
 
     def _check_sizes(self) -> bool:
         """True when every shard has the size that the manifest says; else DamagedError, unless lenient."""
@@ -150,40 +142,6 @@ class Reader:
                 if not self.lenient:
                     raise
         return fits
-
-    def _check_ranges(self) -> None:
-        """No range may leave its shard."""
-        ends = np.array([s.nbytes for s in self.split.shards], np.int64)
-        for field in self.fields:
-            if not field.is_payload:
-                check_column(field, self.columns[field.name], self.index.path)
-                continue
-            largest = max(field.sample_nbytes, slab_nbytes(field)) if field.dtype not in ("string", "bytes") else 0
-            if largest > MAX_RANGE_NBYTES:
-                raise RefusedError(
-                    f"a sample or chunk of {field.name!r} would take {largest} bytes; the limit is {MAX_RANGE_NBYTES}",
-                    path=self.manifest.path,
-                )
-            if field.chunk_rows is None:
-                offsets, lengths = self.columns[f"{field.name}.offset"], self.columns[f"{field.name}.length"]
-                limits = np.repeat(ends, np.diff(self.shard_starts))
-            else:
-                offsets, lengths = self.chunk_table["offset"], self.chunk_table["length"]
-                limits = ends[self.chunk_table["shard"]]
-                chunk, row = self.columns[f"{field.name}.chunk"], self.columns[f"{field.name}.row"]
-                n_chunks = math.prod(grid(field))
-                if len(chunk) and (chunk.min() < 0 or chunk.max() + n_chunks > len(offsets) or row.min() < 0):
-                    raise DamagedError(f"field {field.name!r} points outside the chunk table", path=self.index.path)
-                if len(row) and row.max() >= field.chunk_rows:
-                    raise DamagedError(f"field {field.name!r} points outside its chunk", path=self.index.path)
-            if len(offsets) and (offsets.min() < 0 or lengths.min() < 0 or (offsets > limits - lengths).any()):
-                raise DamagedError(
-                    f"a range of field {field.name!r} leaves its shard", path=self.index.path, hint=mend(self.root)
-                )
-            if len(lengths) and lengths.max() > MAX_RANGE_NBYTES:
-                raise RefusedError(
-                    f"a range of {lengths.max()} bytes; the limit is {MAX_RANGE_NBYTES}", path=self.index.path
-                )
 
     def _map(self, limit_nbytes: int | None) -> Maps | None:
         """Shards that fit in the page cache are mapped; larger splits would thrash there, so they are read by position."""
@@ -289,12 +247,3 @@ class Reader:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
-
-
-def _range_names(field: Field, index: Index) -> list[str]:
-    kinds = ("chunk", "row") if field.chunk_rows is not None else ("offset", "length", "crc32c")
-    names = [f"{field.name}.{kind}" for kind in kinds]
-    missing = [n for n in names if n not in index]
-    if missing:
-        raise DamagedError(f"the index has no column {missing[0]!r}", path=index.path, hint=mend(index.path.parent))
-    return names + [n for n in [f"{field.name}.shape"] if n in index]

@@ -25,6 +25,8 @@ from streamkit.errors import DamagedError, RefusedError, UsageError, did_you_mea
 
 PAYLOAD_KINDS = ("image", "mask", "array", "text", "bytes")
 COLUMN_KINDS = ("label", "number", "string")
+FILTERS = ("shuffle", "gzip", "fletcher32", "lzf", "zstd", "lz4", "blosc2")  # of chunked HDF5
+MAX_FILTERS = 4
 MAX_NDIM = 8
 MAX_NAME_NBYTES = 1024
 _DTYPE = re.compile(r"[<>=|]?[A-Za-z][A-Za-z0-9_]*")
@@ -66,17 +68,8 @@ class Field:
             )
         if self.kind not in PAYLOAD_KINDS + COLUMN_KINDS:
             raise DamagedError(f"field {self.name!r} has the unknown kind {self.kind!r}")
-        if self.dtype not in ("string", "bytes"):
-            try:
-                if not _DTYPE.fullmatch(
-                    self.dtype
-                ):  # a text with a comma, NumPy takes for several fields in Python's syntax
-                    raise TypeError
-                dtype = np.dtype(self.dtype)
-            except (TypeError, ValueError):
-                raise DamagedError(f"field {self.name!r} has the unknown dtype {self.dtype!r}") from None
-            if dtype.hasobject or dtype.kind not in "biufc":
-                raise RefusedError(f"field {self.name!r} has dtype {dtype}, which is not plain numbers")
+        if self.dtype != "string":
+            _check_numbers(self)
         if self.chunk_rows is not None and self.chunk_rows < 1:
             raise DamagedError(f"field {self.name!r} has {self.chunk_rows} samples a chunk")
         if self.chunk_shape is not None and (
@@ -90,6 +83,10 @@ class Field:
             raise DamagedError(f"field {self.name!r} has the fill value {self.fill[:40]!r}")
         if len(self.shape) > MAX_NDIM or any(d is not None and d < 0 for d in self.shape):
             raise RefusedError(f"field {self.name!r} has shape {self.shape}; at most {MAX_NDIM} axes of size >= 0")
+        reason = _mismatch(self)
+        if reason:
+            raise DamagedError(f"field {self.name!r} is of kind {self.kind}, and {reason}")
+        _check_encoding(self)
 
     @property
     def is_payload(self) -> bool:
@@ -184,6 +181,54 @@ class Schema:
         if not isinstance(items, Mapping) or not all(isinstance(i, Mapping) for i in items.values()):
             raise DamagedError("the schema does not map field names to their facts")
         return cls(tuple(_field(name, items[name]) for name in sorted(items)))
+
+
+def _check_numbers(field: Field) -> None:
+    try:
+        if not _DTYPE.fullmatch(field.dtype):  # a text with a comma, NumPy takes for several fields in Python's syntax
+            raise TypeError
+        dtype = np.dtype(field.dtype)
+    except (TypeError, ValueError):
+        raise DamagedError(f"field {field.name!r} has the unknown dtype {field.dtype!r}") from None
+    if dtype.hasobject or dtype.kind not in "biufc":
+        raise RefusedError(f"field {field.name!r} has dtype {dtype}, which is not plain numbers")
+
+
+def _mismatch(field: Field) -> str:
+    """Why dtype, shape and kind do not belong together; empty if they do."""
+    is_text = field.kind in ("text", "string")
+    if (field.dtype == "string") != is_text:
+        return f"its dtype is {field.dtype}"
+    if (is_text or not field.is_payload) and field.shape:
+        return f"its shape is {field.shape}"
+    if field.is_image and (field.dtype != "uint8" or len(field.shape) != 3 or field.shape[2] not in (None, 1, 2, 3, 4)):
+        return f"it is {field.dtype} {field.shape}, expected uint8 (height, width, 1 to 4)"
+    if (
+        not is_text
+        and not field.is_payload
+        and np.dtype(field.dtype).kind not in ("iu" if field.kind == "label" else "iufb")
+    ):
+        return f"its dtype is {field.dtype}"
+    if field.chunk_rows is not None and not (field.fixed and field.kind in ("image", "mask", "array")):
+        return f"it is chunked, though its shape is {field.shape}"
+    return ""
+
+
+def _check_encoding(field: Field) -> None:
+    """How stored bytes are to be decoded: what is known here, and not so many steps that undoing them takes long."""
+    names = field.encoding.partition(":")[0].split("+")
+    if field.chunk_rows is not None:
+        filters = names[1:] if names[0] == "bigendian" else names
+        known = field.encoding == "raw" or set(filters) <= set(FILTERS)
+        if len(filters) > MAX_FILTERS:
+            raise RefusedError(f"field {field.name!r} went through {len(filters)} filters; the limit is {MAX_FILTERS}")
+    elif field.is_image:
+        known = field.encoding.isalnum()  # of a picture file: the bytes themselves tell its format
+    else:
+        known = field.encoding in ("raw", *(() if field.dtype == "string" else ("zlib", "varint", "bigendian")))
+    wants = {"varint": field.dtype == "int64", "bigendian": field.fixed}
+    if not known or not wants.get(field.encoding, True):
+        raise RefusedError(f"field {field.name!r} has the encoding {field.encoding[:40]!r}, which is not known here")
 
 
 def _field(name: str, item: Mapping[str, Any]) -> Field:

@@ -72,6 +72,25 @@ def mapping(value: Any) -> dict[str, Any]:
     return value
 
 
+def statistics(value: Any) -> dict[str, Any]:
+    """`value` if what it says of classes, pictures and arrays can be shown; TypeError or DamagedError otherwise."""
+    out = mapping(value)
+    for split, counts in mapping(out.get("class_counts", {})).items():
+        for name, n in mapping(counts).items():
+            count(n, f"the samples of class {name[:40]!r}", split[:40])
+    picture = mapping(out.get("image", {}))
+    for name in {"pixels", "std_of"} & picture.keys():
+        count(picture[name], name, "statistics")
+    for name, n_least in {"width": 2, "height": 2, "mean": 1, "std": 1}.items():
+        numbers = picture.get(name, [0, 0])
+        if not isinstance(numbers, list) or len(numbers) < n_least or not all(type(n) in (int, float) for n in numbers):
+            raise TypeError(f"{name} is {str(numbers)[:40]!r}")
+    for name, facts in mapping(out.get("arrays", {})).items():
+        for kind in ("nan", "inf"):
+            count(mapping(mapping(facts)["not_finite"])[kind], kind, name[:40])
+    return out
+
+
 def _is_deep(value: Any, left: int) -> bool:
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return left == 0 or any(_is_deep(item, left - 1) for item in inner if isinstance(item, (dict, list)))

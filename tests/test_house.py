@@ -73,8 +73,8 @@ ROOMS = (
         ),
         "loader",
     )
-    | {"lengths": "order", "shares": "order", "splits": "manifest", "commands": "cli"}
-    | dict.fromkeys(("blocks", "cached", "chunks", "far", "loose", "readplan"), "reader")
+    | {"lengths": "order", "shares": "order", "splits": "manifest", "tables": "index", "commands": "cli"}
+    | dict.fromkeys(("blocks", "cached", "chunks", "far", "loose", "places", "readplan"), "reader")
 )
 
 # Longer than 300 lines, and known to be.

@@ -151,7 +151,7 @@ def _label(field: Field, value: tf.Tensor, mode: str | None) -> tf.Tensor:
 
 def _array(field: Field, data: tf.Tensor, shape: tf.Tensor | None) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """An array, and its sizes along the axes that vary."""
-    if field.dtype in ("string", "bytes"):
+    if field.dtype == "string":
         return data, []
     if field.encoding == "zlib":
         data = tf.io.decode_compressed(data, "ZLIB")

@@ -17,13 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkit.errors import RefusedError, RemoteError, ResourceError, StreamkitError
+from streamkit.errors import DamagedError, RefusedError, RemoteError, ResourceError, StreamkitError, UsageError
 from streamkit.health.report import Problem
 from streamkit.index import Index
 from streamkit.manifest import Manifest
+from streamkit.places import check, load_chunks
 from streamkit.remote.address import Address
-from streamkit.schema import Field
 from streamkit.splits import Split
+from streamkit.tables import SIDES, index_columns, range_columns
 
 Ints = npt.NDArray[np.int64]
 _KINDS = ("offset", "length", "crc32c")
@@ -83,15 +84,12 @@ class Entries:
 
     def __init__(self, root: Path | Address, manifest: Manifest, split: Split) -> None:
         self.root, self.split = root, split
-        self.index = Index(root / split.index, split.samples, split.index_digest)
+        self.index = Index(root / split.index, split.samples, split.index_digest, index_columns(manifest.schema))
         self.fields = list(manifest.schema.payloads)
         self.starts = np.cumsum([0] + [s.samples for s in split.shards])
         self.chunked = any(f.chunk_rows is not None for f in self.fields)
-        self.columns = self.index.load([name for f in self.fields for name in _range_names(f)])
-        self.chunks: dict[str, Any] = {}
-        if self.chunked:
-            table = Index(root / str(split.chunks), None, split.chunks_digest)
-            self.chunks = table.load(["offset", "length", "crc32c", "shard"])
+        self.columns = self.index.load([name for f in self.fields for name in range_columns(f)])
+        self.chunks = load_chunks(root, split) if self.chunked else {}
         self._keys: Any = None
 
     def ranges(self, number: int) -> ShardRanges:
@@ -104,7 +102,7 @@ class Entries:
                 offsets, lengths, crcs = (self.columns[f"{field.name}.{kind}"][rows] for kind in _KINDS)
                 parts.append((field.name, offsets, lengths, crcs, items))
         if self.chunked:
-            mine = np.flatnonzero(self.chunks["shard"] == self.split.shards[number].file)
+            mine = np.flatnonzero(self.chunks["shard"] == number)
             offsets, lengths, crcs = (self.chunks[kind][mine] for kind in _KINDS)
             parts.append((CHUNKS, offsets, lengths, crcs, mine))
         return ShardRanges.of(parts)
@@ -130,13 +128,22 @@ class Entries:
 
     def problems(self, manifest: Manifest) -> list[Problem]:
         """What in the tables contradicts the manifest or itself, though their digests are right."""
+        found: list[Problem] = []
         try:
-            found = [*self._shards_named(), *self._chunks_pointed_at()]
-            for field in manifest.schema.columns:
-                found += self._column(field)
-            return found
-        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
-            return [Problem(self.split.index, f"cannot be read: {error}")]
+            found += self._shards_named()
+            sides = self.index.load([name for name in SIDES if name in self.index and name not in manifest.schema])
+            loose = manifest.format == "folder"
+            check(self.fields, self.split, self.columns | sides, self.chunks, self.index.path, loose)
+            for field in manifest.schema.columns:  # one at a time, and texts not at all: nobody must trust them
+                if field.kind != "string":
+                    check([field], self.split, self.index.load([field.name]), {}, self.index.path)
+        except UsageError:
+            pass  # labels that do not fit into a batch may be stored
+        except (DamagedError, RefusedError) as error:
+            found.append(Problem(self.split.index, error.what, refused=isinstance(error, RefusedError)))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            found.append(Problem(self.split.index, f"cannot be read: {error}"))
+        return found
 
     def _shards_named(self) -> list[Problem]:
         column = pq.ParquetFile(self.index.file, read_dictionary=["shard"]).read(["shard"]).column("shard")
@@ -144,37 +151,6 @@ class Entries:
             named = column.slice(start, shard.samples).unique().to_pylist()
             if shard.samples and named != [shard.file]:
                 return [Problem(self.split.index, f"rows of {shard.file} name the shard {named[:3]}")]
-        return []
-
-    def _chunks_pointed_at(self) -> list[Problem]:
-        out = []
-        for field in self.fields:
-            if field.chunk_rows is None:
-                continue
-            chunk, row = self.columns[f"{field.name}.chunk"], self.columns[f"{field.name}.row"]
-            if len(chunk) == 0:
-                continue
-            if chunk.min() < 0 or chunk.max() >= len(self.chunks["offset"]):
-                out.append(Problem(self.split.index, f"field {field.name} points outside the chunk table"))
-            elif row.min() < 0 or row.max() >= field.chunk_rows:
-                out.append(Problem(self.split.index, f"field {field.name} points outside its chunk"))
-        strangers = set(self.chunks.get("shard", ())) - {s.file for s in self.split.shards}
-        if strangers:
-            out.append(Problem(str(self.split.chunks), f"names {sorted(map(str, strangers))[:3]}, which is no shard"))
-        return out
-
-    def _column(self, field: Field) -> list[Problem]:
-        if field.name not in self.index:
-            return [Problem(self.split.index, f"there is no column {field.name!r}")]
-        if field.kind == "string" or field.dtype == "string":
-            return []
-        values = self.index.load([field.name])[field.name]
-        if values.dtype.kind != np.dtype(field.dtype).kind:
-            return [Problem(self.split.index, f"column {field.name!r} is {values.dtype}, not {field.dtype}")]
-        n_classes = None if field.class_names is None else len(field.class_names)
-        if n_classes is not None and len(values) and (values.min() < 0 or values.max() >= n_classes):
-            reason = f"labels go from {values.min()} to {values.max()}, there are {n_classes} classes"
-            return [Problem(self.split.index, reason)]
         return []
 
 
@@ -189,8 +165,3 @@ def open_entries(root: Path | Address, manifest: Manifest, split: Split) -> tupl
         return None, [Problem(Path(error.path or split.index).name, error.what, refused=refused)]
     problems = entries.problems(manifest)
     return (entries if not problems else None), problems
-
-
-def _range_names(field: Field) -> list[str]:
-    kinds = ("chunk", "row") if field.chunk_rows is not None else _KINDS
-    return [f"{field.name}.{kind}" for kind in kinds]

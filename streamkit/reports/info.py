@@ -103,7 +103,7 @@ def _decoded_nbytes(root: Path | Address, manifest: Manifest) -> int | None:
     total = 0
     n_samples = sum(s.samples for s in manifest.splits.values())
     for field in manifest.schema.payloads:
-        if field.fixed and field.dtype not in ("string", "bytes"):
+        if field.fixed and field.dtype != "string":
             total += field.sample_nbytes * n_samples
         elif field.kind == "image" and "pixels" in manifest.statistics.get("image", {}):
             total += round(manifest.statistics["image"]["pixels"] * _mean_channels(root, manifest, field))

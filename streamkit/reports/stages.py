@@ -198,7 +198,7 @@ def _stacking(
         height, width = size or (int(field.shape[0] or 1), int(field.shape[1] or 1))
         slot = np.empty((height, width, 1 if field.kind == "mask" else 3), "uint8" if field.kind == "mask" else dtype)
         one: Any = np.zeros(slot.shape, np.uint8)
-    elif field.dtype in ("string", "bytes"):
+    elif field.dtype == "string":
         return 0.0
     else:
         shape = field.shape if field.fixed else Payloads(reader).decoded(field, rows[:1])[0].shape

@@ -1,0 +1,222 @@
+"""Tables and schemas that a stranger made, digests agreeing: errors of streamkit's own, and `verify` calls none whole."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import blake3
+import numpy as np
+import pyarrow as pa
+import pytest
+import reading
+
+import streamkit
+from streamkit import DamagedError, StreamkitError
+from streamkit.cli import main
+from streamkit.codecs import array
+from streamkit.schema import FILTERS
+from streamkit.strict import canonical
+
+N = 40
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, ragged_twice: Path) -> Path:
+    root = tmp_path_factory.mktemp("tables")
+    table = reading.numbered(root / "in/table", N)
+    reading.convert(table, root / "plain", shard_size=1500, compression="none")
+    wide = reading.numbered(root / "in/wide", N, width=2048)
+    reading.convert(wide, root / "gzip", "hdf5", shard_size=140_000, compression="gzip")
+    reading.convert(reading.picture_folder(root / "in/pictures", [(20, 30)] * 8), root / "pictures")
+    reading.convert(ragged_twice, root / "twice", compression="none")
+    streamkit.index(root / "in/pictures", root / "in/pictures/adopted")
+    shutil.copytree(root / "in/pictures", root / "loose")
+    for file in (root / "loose/adopted").iterdir():
+        shutil.move(file, root / "loose")
+    signed(root / "loose", lambda data: data.update(root="."))
+    return root
+
+
+def signed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Another manifest, whose dataset_id agrees."""
+    data = json.loads((path / "manifest.json").read_text())
+    del data["dataset_id"]
+    change(data)
+    data["dataset_id"] = blake3.blake3(canonical(data).encode()).hexdigest()
+    (path / "manifest.json").write_text(canonical(data))
+
+
+def replaced(name: str, values: Callable[[pa.Table], Any]) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        new = values(table)
+        new = new if isinstance(new, (pa.Array, pa.ChunkedArray)) else pa.array(new)
+        return table.set_column(table.column_names.index(name), name, new)
+
+    return change
+
+
+def without(name: str) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: table.drop_columns([name])
+
+
+def texts(table: pa.Table) -> list[str]:
+    return ["x"] * table.num_rows
+
+
+def shapes(value: Any, width: int) -> Callable[[pa.Table], pa.Array]:
+    def of(table: pa.Table) -> pa.Array:
+        others = [shape[:width] for shape in table.column("array.shape").to_pylist()[1:]]
+        return pa.array([value, *others], pa.list_(pa.int32(), width))
+
+    return of
+
+
+INDEXES: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
+    "no key": ("plain", without("key")),
+    "keys are numbers": ("plain", replaced("key", lambda t: list(range(t.num_rows)))),
+    "no shard": ("plain", without("shard")),
+    "no label": ("plain", without("label")),
+    "labels are text": ("plain", replaced("label", texts)),
+    "a label is missing": ("plain", replaced("label", lambda t: [None, *t.column("label").to_pylist()[1:]])),
+    "no crc32c": ("plain", without("x.crc32c")),
+    "two offsets": ("plain", lambda t: t.append_column("x.offset", t.column("x.offset"))),
+    "an offset is missing": ("plain", replaced("x.offset", lambda t: [None, *t.column("x.offset").to_pylist()[1:]])),
+    "no shape": ("twice", without("array.shape")),
+    "shapes are numbers": ("twice", replaced("array.shape", lambda t: list(range(t.num_rows)))),
+    "shapes are text": ("twice", replaced("array.shape", texts)),
+    "shapes of lists": ("twice", replaced("array.shape", lambda t: [[1] * (i % 3) for i in range(t.num_rows)])),
+    "shapes of one axis": ("twice", replaced("array.shape", shapes([1], 1))),
+    "a shape is missing": ("twice", replaced("array.shape", shapes(None, 3))),
+    "a negative shape": ("twice", replaced("array.shape", shapes([-1, -2, 2], 3))),
+    "a huge shape": ("twice", replaced("array.shape", shapes([2**31 - 1, 2**31 - 1, 2], 3))),
+    "another last axis": ("twice", replaced("array.shape", shapes([1, 0, 3], 3))),
+    "pictures without width": ("pictures", replaced("width", lambda t: [0] * t.num_rows)),
+    "files of negative length": ("loose", replaced("image.length", lambda t: [-5] * t.num_rows)),
+    "files of huge length": ("loose", replaced("image.length", lambda t: [1 << 45] * t.num_rows)),
+}
+CHUNKS: dict[str, Callable[[pa.Table], pa.Table]] = {
+    **{f"no {name}": without(name) for name in ("shard", "offset", "length", "crc32c")},
+    "offsets are text": replaced("offset", texts),
+    "filter masks are text": lambda t: t.append_column("skipped", pa.array(["x"] * t.num_rows)),
+    "shards are lists": replaced("shard", lambda t: [["a"]] * t.num_rows),
+    "a stranger's shard": replaced("shard", texts),
+    "shards out of order": replaced("shard", lambda t: t.column("shard").to_pylist()[::-1]),
+    "all chunks at one place": replaced("offset", lambda t: [t.column("offset")[0].as_py()] * t.num_rows),
+}
+
+
+def held(path: Path, **options: Any) -> int:
+    """The exit code of reading; `verify`, in all its ways, and `info` must not fall over, and `verify` must object."""
+    for full in (False, True):
+        assert not streamkit.verify(path, full=full, workers=1).ok
+    assert main(["info", str(path), "--quiet"]) in (0, 4, 9)
+    with pytest.raises(StreamkitError) as caught:
+        for _ in streamkit.Loader(path, **options):
+            pass
+    return caught.value.exit_code
+
+
+def copied(made: Path, name: str, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made / name, tmp_path / name))
+
+
+@pytest.mark.fault(90)
+@pytest.mark.parametrize("name", INDEXES)
+def test_an_index_that_is_none(made: Path, tmp_path: Path, name: str) -> None:
+    path = copied(made, INDEXES[name][0], tmp_path)
+    reading.alter_index(path, INDEXES[name][1])
+    options = {"image_size": (8, 8), "crop": "center"} if INDEXES[name][0] in ("pictures", "loose") else {}
+    assert held(path, **options) == 4
+
+
+@pytest.mark.fault(90)
+@pytest.mark.parametrize("name", CHUNKS)
+def test_a_chunk_table_that_is_none(made: Path, tmp_path: Path, name: str) -> None:
+    path = copied(made, "gzip", tmp_path)
+    reading.alter_index(path, CHUNKS[name], chunks=True)
+    assert held(path) == (9 if name == "all chunks at one place" else 4)
+
+
+SCHEMAS: dict[str, tuple[str, dict[str, Any]]] = {
+    "an array of text": ("plain", {"dtype": "string"}),
+    "an array of bytes": ("plain", {"dtype": "bytes"}),
+    "text of numbers": ("plain", {"kind": "text"}),
+    "a picture without axes": ("plain", {"kind": "image", "shape": []}),
+    "a mask of floats": ("plain", {"kind": "mask", "shape": [4, 4, 1]}),
+    "a picture of ten channels": ("plain", {"kind": "image", "dtype": "uint8", "shape": [2, 2, 10]}),
+    "chunks of varying samples": ("gzip", {"shape": [None, None]}),
+    "a label with axes": ("plain", {"kind": "label", "dtype": "int64"}),
+    "an unknown filter": ("gzip", {"encoding": "shuffle+evil"}),
+    "filters without end": ("gzip", {"encoding": "shuffle+" * 300_000 + "gzip"}),
+    "varying big-endian arrays": ("plain", {"encoding": "bigendian", "shape": [None]}),
+    "floats as varints": ("plain", {"encoding": "varint"}),
+}
+
+
+@pytest.mark.fault(82, 83, 90)
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_a_schema_that_contradicts_itself(made: Path, tmp_path: Path, name: str) -> None:
+    path = copied(made, SCHEMAS[name][0], tmp_path)
+    signed(path, lambda data: data["schema"]["x"].update(SCHEMAS[name][1]))
+    refused = {
+        "an array of bytes",
+        "an unknown filter",
+        "filters without end",
+        "varying big-endian arrays",
+        "floats as varints",
+    }
+    with pytest.raises(StreamkitError, match="field 'x'") as caught:
+        streamkit.open(path)
+    assert caught.value.exit_code == (9 if name in refused else 4) and len(str(caught.value)) < 500
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize(
+    "statistics",
+    [
+        {"class_counts": 3},
+        {"class_counts": {"train": 3}},
+        {"class_counts": {"train": {"0": "x"}}},
+        {"image": 3},
+        {"image": {"width": [1]}},
+        {"image": {"mean": ["x"]}},
+        {"image": {"pixels": -1}},
+        {"arrays": {"x": {"not_finite": {"nan": 1}}}},
+    ],
+    ids=str,
+)
+def test_statistics_that_are_none(made: Path, tmp_path: Path, statistics: dict[str, Any]) -> None:
+    path = copied(made, "pictures", tmp_path)
+    signed(path, lambda data: data.update(statistics=statistics))
+    assert main(["info", str(path), "--quiet"]) == 4
+    with pytest.raises(DamagedError):
+        streamkit.open(path)
+
+
+def test_the_filters_of_the_schema_are_those_that_can_be_undone() -> None:
+    assert {*FILTERS, "bigendian"} == set(array.FILTERS)
+
+
+@pytest.mark.fault(41, 82)
+@pytest.mark.parametrize("codec", reading.CODECS)
+def test_chunks_of_any_bytes_are_arrays_or_errors(codec: str) -> None:
+    """What a hostile writer gives the right crc32c: libraries of other people decode it, within the size expected."""
+    from streamkit.shards.chunked import FILTERS as NAMES
+    from streamkit.shards.chunked import packed
+
+    rng, values = np.random.default_rng(0), np.arange(4096, dtype="<i4")
+    names = NAMES[codec]
+    good = packed(values, "+".join(names))
+    assert array.decode_chunk(good, names, 4, values.nbytes).tobytes() == values.tobytes()
+    for i in range(400):
+        bad = bytearray(good[: int(rng.integers(1, len(good) + 1))] if i % 4 == 0 else good)
+        for at in rng.integers(0, min(len(bad), 120 if i % 2 else len(bad)), int(rng.integers(1, 4))).tolist():
+            bad[at] = int(rng.integers(0, 256))
+        try:
+            assert array.decode_chunk(bytes(bad), names, 4, values.nbytes).nbytes == values.nbytes
+        except array.BadArray:
+            continue
