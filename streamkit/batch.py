@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.buffers import Buffers
-from streamkit.errors import DamagedError, UsageError
+from streamkit.errors import StreamkitError, UsageError
 from streamkit.lengths import padded_to
 from streamkit.payloads import Payloads
 from streamkit.pictures import Pictures
@@ -40,7 +40,7 @@ class Maker(Protocol):
     def make(self, rows: Ints, epoch: int = 0) -> dict[str, npt.NDArray[Any]]: ...
     def make_each(self, rows: Ints, epoch: int = 0) -> list[dict[str, Any]]: ...
     def structure(self, values: dict[str, Any]) -> Any: ...
-    def row_of(self, error: DamagedError) -> int | None: ...
+    def row_of(self, error: StreamkitError) -> int | None: ...
 
 
 class BatchMaker:
@@ -67,7 +67,7 @@ class BatchMaker:
         """The batch as the user gets it: an array, a tuple or a dict."""
         return self.view.structure(batch, self.reader.manifest.schema)
 
-    def row_of(self, error: DamagedError) -> int | None:
+    def row_of(self, error: StreamkitError) -> int | None:
         """The row that an error is about, when it is about one."""
         return self.reader.row_of(error)
 

@@ -27,6 +27,7 @@ from streamkit.blocks import Blocks
 from streamkit.buffers import Buffers
 from streamkit.choose import by_class, choose, fingerprint, parse_split
 from streamkit.chunks import band_nbytes, slab_nbytes
+from streamkit.codecs.image import MAX_PIXELS
 from streamkit.errors import DamagedError, UsageError
 from streamkit.guard import mend
 from streamkit.lengths import ByLength
@@ -88,6 +89,7 @@ class Loader(Stream):
         on_corrupt: "raise", or "skip": bad samples are left out and logged once each (logger "streamkit"); batches are
             shorter by them, under drop_remainder the next good samples stand in, so that shapes stay static.
         max_bad: share of the samples that may be bad before "skip" raises after all.
+        max_pixels: of a picture; a larger one is refused, whatever the manifest allows. Decoding takes 4 bytes a pixel.
         manifest_digest: the `dataset_id` that the dataset must have; see `streamkit.open`.
         cache_dir: folder that keeps what comes from a server, for all processes and later runs; by content, never stale.
         cache_limit: bytes, or text like "100GB", that it may take; 32 GiB if None. What was not used for longest goes.
@@ -100,6 +102,7 @@ class Loader(Stream):
     Raises:
         UsageError: a wrong argument; the message says which and what fits.
         DamagedError: files missing, cut or altered; while iterating, names shard, record and key.
+        RefusedError: a limit exceeded, or what leads out of the dataset; likewise.
     """
 
     @refuses_unknown
@@ -134,6 +137,7 @@ class Loader(Stream):
         pad_to: str | int | Sequence[int] = "batch",
         on_corrupt: str = "raise",
         max_bad: float = 0.001,
+        max_pixels: int = MAX_PIXELS,
         manifest_digest: str | None = None,
         root: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -155,6 +159,7 @@ class Loader(Stream):
             flip=flip,
             fields=fields if fields is None or isinstance(fields, str) else tuple(fields),
             pad_to=pad_to if isinstance(pad_to, (str, int)) else tuple(pad_to),
+            max_pixels=max_pixels,
         )
         self._budget = DEFAULT_BUDGET if memory_budget is None else size(memory_budget)
         self.path, self.seed, self.shuffle, self.max_bad = address.place(path), seed, shuffle, max_bad

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.batch import Maker
-from streamkit.errors import DamagedError, UsageError
+from streamkit.errors import StreamkitError, UsageError
 from streamkit.loader import Loader
 from streamkit.order import Batches
 from streamkit.shares import Shares, quotas
@@ -132,7 +132,7 @@ class _Mixed:
     def structure(self, values: dict[str, Any]) -> Any:
         return self.makers[0].structure(values)
 
-    def row_of(self, error: DamagedError) -> int | None:
+    def row_of(self, error: StreamkitError) -> int | None:
         for maker, start in zip(self.makers, self.starts.tolist(), strict=False):
             row = maker.row_of(error)
             if row is not None:

@@ -25,8 +25,6 @@ from streamkit.view import View
 Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
-_MAX_PIXELS = 1 << 30  # whatever a manifest says was allowed when it was made
-
 
 class Pictures:
     """Makes the pictures of rows as a view wants them; `seed` is that of crops and flips."""
@@ -34,7 +32,7 @@ class Pictures:
     def __init__(self, payloads: Payloads, view: View, buffers: Buffers, seed: int) -> None:
         self.payloads, self.view, self.buffers, self.seed = payloads, view, buffers, seed
         self.columns = payloads.reader.columns
-        self.max_pixels = _max_pixels(payloads.reader.manifest)
+        self.max_pixels = largest(payloads.reader.manifest, view.max_pixels)
         # What was decoded whole when it was converted, and has the same crc32c since, need not be decoded whole again.
         self.known_whole = payloads.reader.manifest.options.get("check") == "decode"
 
@@ -137,7 +135,7 @@ class Pictures:
                 upper=upper,
             )
         except image.BadImage as error:
-            raise self.payloads.reader.damaged(row, str(error)) from None
+            raise self.payloads.reader.bad_picture(row, error) from None
 
     def _fit(self, field: Field, pixels: Pixels, slot: Pixels, box: npt.NDArray[np.float64] | None) -> None:
         """Cut the box out, and resize it into the batch's slot."""
@@ -159,11 +157,13 @@ def _whole_size(size: tuple[int, ...], boxes: npt.NDArray[np.float64] | None, i:
     return math.ceil(size[0] / boxes[i, 2]), math.ceil(size[1] / boxes[i, 3])
 
 
-def _max_pixels(manifest: Manifest) -> int:
-    """Pixels of the largest picture there can be, which sizes the decode buffers."""
+def largest(manifest: Manifest, allowed: int) -> int:
+    """Pixels of the largest picture there may be, which sizes the decode buffers: those that the user allows, or fewer
+    where the manifest says so."""
     sides = manifest.statistics.get("image", {})
-    try:
-        allowed = min(_MAX_PIXELS, int(manifest.options.get("max_pixels", image.MAX_PIXELS)))
-        return min(allowed, int(sides["width"][1]) * int(sides["height"][1]))
-    except (KeyError, TypeError, IndexError, ValueError):
-        return image.MAX_PIXELS
+    said = manifest.options.get("max_pixels")
+    if isinstance(said, int):
+        allowed = min(allowed, said)
+    if "width" in sides and "height" in sides:
+        allowed = min(allowed, int(sides["width"][1]) * int(sides["height"][1]))
+    return allowed

@@ -25,7 +25,8 @@ import numpy.typing as npt
 from streamkit import native
 from streamkit.blocks import Blocks
 from streamkit.chunks import Slabs
-from streamkit.errors import DamagedError
+from streamkit.codecs.pillow import BadImage
+from streamkit.errors import DamagedError, RefusedError, StreamkitError
 from streamkit.guard import mend
 from streamkit.index import ADOPT_AGAIN, Index
 from streamkit.loose import LooseFiles
@@ -200,20 +201,23 @@ class Reader:
 
     def damaged(self, row: int, reason: str) -> DamagedError:
         """The error for one row's bytes."""
-        if self.loose is not None:
-            path = self.loose.path(row)
-            return DamagedError(reason, path=path, record=row, key=self.index.key(row), hint=self._again)
-        shard = int(np.searchsorted(self.shard_starts, row, side="right") - 1)
-        return DamagedError(
-            reason,
-            path=self.files.root / self.split.shards[shard].file,
-            shard=self.split.shards[shard].file,
-            record=row - int(self.shard_starts[shard]),
-            key=self.index.key(row),
-            hint=self._again,
-        )
+        return DamagedError(reason, **self._place(row), hint=self._again)
 
-    def row_of(self, error: DamagedError) -> int | None:
+    def bad_picture(self, row: int, error: BadImage) -> DamagedError | RefusedError:
+        """The error for a picture that is none, or is larger than allowed."""
+        if not error.refused:
+            return self.damaged(row, str(error))
+        return RefusedError(str(error), **self._place(row), hint="If you trust it, pass max_pixels= (--max-pixels).")
+
+    def _place(self, row: int) -> dict[str, Any]:
+        """What an error about a row names."""
+        if self.loose is not None:
+            return {"path": self.loose.path(row), "record": row, "key": self.index.key(row)}
+        shard = int(np.searchsorted(self.shard_starts, row, side="right") - 1)
+        file, record = self.split.shards[shard].file, row - int(self.shard_starts[shard])
+        return {"path": self.files.root / file, "shard": file, "record": record, "key": self.index.key(row)}
+
+    def row_of(self, error: StreamkitError) -> int | None:
         """The row that an error is about, when it is about one."""
         if self.loose is not None:
             return error.record

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.errors import DamagedError, UsageError
+from streamkit.errors import DamagedError, RefusedError, StreamkitError, UsageError
 
 Ints = npt.NDArray[np.int64]
 log = logging.getLogger("streamkit")
@@ -39,10 +39,10 @@ class Skips:
         if not (isinstance(max_bad, (int, float)) and 0 <= max_bad <= 1):
             raise UsageError(f"max_bad is {max_bad!r}, expected a share of the samples between 0 and 1")
         self.n_samples, self.max_bad = n_samples, max_bad
-        self.bad: dict[int, DamagedError] = {}
+        self.bad: dict[int, StreamkitError] = {}
         self._over: DamagedError | None = None
 
-    def note(self, row: int, error: DamagedError) -> None:
+    def note(self, row: int, error: StreamkitError) -> None:
         """Count and log a bad sample, once. Raises DamagedError when there are more than `max_bad` allows."""
         if self.bad.setdefault(row, error) is not error:  # one step, so that no lock is needed
             return
@@ -80,7 +80,7 @@ class Skips:
         self,
         rows: Ints,
         make: Callable[[Ints], Any],
-        row_of: Callable[[DamagedError], int | None],
+        row_of: Callable[[StreamkitError], int | None],
         n_least: int,
         following: Callable[[int], Ints],
     ) -> Any:
@@ -88,7 +88,7 @@ class Skips:
 
         Args:
             rows: rows of the index, int64.
-            make: reads and decodes rows; raises DamagedError at the first bad one.
+            make: reads and decodes rows; raises DamagedError or RefusedError at the first bad one.
             row_of: the row that such an error is about; None when it is about more than one.
             n_least: rows to hand to `make` at least.
             following: the first n rows in the order in which they may stand in.
@@ -104,7 +104,7 @@ class Skips:
                 raise self.bad[int(rows[0])]  # not one sample of the epoch is good
             try:
                 return make(chosen)
-            except DamagedError as error:
+            except (DamagedError, RefusedError) as error:
                 row = row_of(error)
                 if row is None or row not in chosen:
                     raise

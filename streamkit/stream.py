@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from streamkit.ahead import in_order
 from streamkit.batch import Maker
-from streamkit.errors import DamagedError, UsageError
+from streamkit.errors import StreamkitError, UsageError
 from streamkit.order import Batches, Cursor, Rows
 from streamkit.shuffling import report
 from streamkit.sizing import Sizing
@@ -110,7 +110,7 @@ class Stream(ABC):
         return self._maker.specs
 
     @property
-    def bad(self) -> tuple[DamagedError, ...]:
+    def bad(self) -> tuple[StreamkitError, ...]:
         """The bad samples met and left out so far, in storage order; each names its shard, record and key."""
         return () if self._skips is None else tuple(error for _, error in sorted(self._skips.bad.items()))
 

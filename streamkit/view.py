@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from streamkit.codecs.pillow import MAX_PIXELS
 from streamkit.codecs.resize import INTERPOLATIONS
 from streamkit.errors import UsageError
 from streamkit.schema import Field, Schema
@@ -52,6 +53,7 @@ class View:
     flip: bool = False
     fields: str | tuple[str, ...] | None = None
     pad_to: str | int | tuple[int, ...] = "batch"
+    max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
         if self.color_mode not in COLOR_MODES:
@@ -70,6 +72,8 @@ class View:
             raise UsageError(f'crop is {self.crop!r}, expected "random", "center" or None')
         if self.crop is not None and size is None:
             raise UsageError(f"crop={self.crop!r} needs a size to resize to", hint="Pass image_size=(height, width).")
+        if not (type(self.max_pixels) is int and self.max_pixels > 0):
+            raise UsageError(f"max_pixels is {self.max_pixels!r}, expected a number of pixels")
         numbers = self.pad_to if isinstance(self.pad_to, tuple) else (self.pad_to,)
         if self.pad_to != "batch" and not (numbers and all(type(n) is int and n > 0 for n in numbers)):
             raise UsageError(f'pad_to is {self.pad_to!r}, expected "batch", a number of rows, or several')

@@ -14,6 +14,7 @@ from typing import Any
 import blake3
 import h5py
 import numpy as np
+import PIL.Image
 import pytest
 import reading
 from converting import cli
@@ -406,3 +407,36 @@ def test_secrets_of_the_environment_are_said_nowhere(copied: Copied, tmp_path: P
         assert secret not in run.stdout + run.stderr
     for file in (tmp_path / "out").iterdir():
         assert secret.encode() not in file.read_bytes()
+
+
+BOMB = """
+import json, resource, sys, streamkit
+from streamkit.cli import main
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+codes = []
+for options in ({}, {"on_corrupt": "skip", "max_bad": 0.5, "shuffle": False}):
+    try:
+        loader = streamkit.Loader(sys.argv[1], image_size=(8, 8), num_workers=0, **options)
+        codes.append([sum(len(images) for images, in zip(loader)), [type(e).__name__ for e in loader.bad]])
+    except streamkit.StreamkitError as error:
+        codes.append([error.exit_code, error.record is not None, "max_pixels=" in str(error)])
+codes.append(main(["verify", "--full", "--quiet", "--json", sys.argv[1]]))
+grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+codes.append(main(["verify", "--full", "--quiet", "--json", sys.argv[1], "--max-pixels", "200M"]))
+print()
+print(json.dumps([codes, grown >> 10]))
+"""
+
+
+@pytest.mark.fault(84)
+def test_no_manifest_raises_the_limit_of_pictures(tmp_path: Path) -> None:
+    """Case 84: 15 KB that are 120 million pixels; whoever made the dataset allowed them."""
+    reading.picture_folder(tmp_path / "in", [(20, 30)] * 3, n_classes=0, format="PNG")
+    PIL.Image.new("1", (10_000, 12_000)).save(tmp_path / "in/bomb.png")
+    out = tmp_path / "out"
+    reading.convert(tmp_path / "in", out, check="header", max_pixels=1 << 30)
+    (default, skipping, verified, allowed), grown_mb = reading.run_python(BOMB, out)
+    assert default == [9, True, True]
+    assert skipping == [3, ["RefusedError"]]
+    assert (verified, allowed) == (9, 0)
+    assert grown_mb < 300

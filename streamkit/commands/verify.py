@@ -28,6 +28,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     how.add_argument("--quick", action="store_true", help="sizes and headers only")
     how.add_argument("--full", action="store_true", help="decode every payload as well")
     p.add_argument("--root", metavar="DIR", help="where adopted files lie, if not where they were indexed")
+    p.add_argument("--max-pixels", metavar="N", default="64M", help="with --full: larger pictures are refused (64M)")
     p.add_argument("--workers", type=int, metavar="N", help="shards read at once (default: one a core)")
 
 
@@ -36,6 +37,7 @@ def run(args: argparse.Namespace) -> None:
     from streamkit.health import verify
     from streamkit.index import ADOPT_AGAIN
     from streamkit.reports.health import as_json, as_text, counted
+    from streamkit.units import size
 
     report = verify(
         args.out,
@@ -43,6 +45,7 @@ def run(args: argparse.Namespace) -> None:
         full=args.full,
         workers=args.workers,
         root=args.root,
+        max_pixels=size(args.max_pixels),
         progress=None if args.quiet else functools.partial(progress_bar, unit="B"),
     )
     if args.json:

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from streamkit.atomic import os_error
+from streamkit.codecs.image import MAX_PIXELS
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.health.bring import first_bytes, here, size_of
 from streamkit.health.decode import undecodable
@@ -54,6 +55,7 @@ def verify(
     full: bool = False,
     workers: int | None = None,
     root: str | os.PathLike[str] | None = None,
+    max_pixels: int = MAX_PIXELS,
     progress: Callable[[int], Progress] | None = None,
 ) -> Report:
     """Check a dataset against its manifest and index. Every byte is read once; nothing is written.
@@ -64,6 +66,7 @@ def verify(
         full: decode every payload as well, and look for what leads out of HDF5 files.
         workers: shards read at once; None takes one a core.
         root: of adopted files: the folder they lie in, where it is not the one recorded.
+        max_pixels: of a picture, for `full`; a larger one is refused, as loaders refuse it.
         progress: called with the number of bytes to be read, returns what is told of bytes done.
 
     Returns:
@@ -89,7 +92,7 @@ def verify(
     try:
         problems = list(check.quick() if quick else check.all())
         if full:
-            problems += undecodable(folder, below, manifest, check.lost, check.entries, check.n_workers)
+            problems += undecodable(folder, below, manifest, check.lost, check.entries, check.n_workers, max_pixels)
     except OSError as error:
         raise os_error(error, error.filename or folder) from error
     shards = [shard for split in manifest.splits.values() for shard in split.shards]

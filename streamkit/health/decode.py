@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.codecs import image
-from streamkit.errors import DamagedError, RemoteError, ResourceError, StreamkitError
+from streamkit.errors import DamagedError, RefusedError, RemoteError, ResourceError, StreamkitError
 from streamkit.health.report import Problem
 from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
+from streamkit.pictures import largest
 from streamkit.reader import Reader
 from streamkit.remote.address import Address
 from streamkit.schema import Field
@@ -39,11 +40,12 @@ def undecodable(
     lost: dict[str, Any],
     entries: dict[str, Any],
     n_workers: int,
+    max_pixels: int = image.MAX_PIXELS,
 ) -> list[Problem]:
     """Records that do not decode, of shards in the folder `place`.
 
     `lost`: shard file -> rows of its split that are known to be damaged, and are left out. `entries`: None for a damaged
-    index.
+    index. `max_pixels`: of a picture; a larger one is refused.
     """
     out: list[Problem] = []
     for split in manifest.splits.values():
@@ -54,11 +56,12 @@ def undecodable(
         except (RemoteError, ResourceError):
             raise
         except StreamkitError as error:
-            out.append(Problem(Path(error.path or split.index).name, error.what))
+            refused = isinstance(error, RefusedError)
+            out.append(Problem(Path(error.path or split.index).name, error.what, refused=refused))
             continue
         blocks = list(_blocks(split, lost))
         with ThreadPoolExecutor(n_workers, thread_name_prefix="streamkit") as pool:
-            for found in pool.map(_Decoding(reader).problems, blocks):
+            for found in pool.map(_Decoding(reader, max_pixels).problems, blocks):
                 out += found
         reader.files.close()
     return out
@@ -74,8 +77,9 @@ def _blocks(split: Split, lost: dict[str, Any]) -> Iterable[Ints]:
 
 
 class _Decoding:
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, max_pixels: int) -> None:
         self.reader, self.payloads = reader, Payloads(reader)
+        self.max_pixels = largest(reader.manifest, max_pixels)
 
     def problems(self, rows: Ints) -> list[Problem]:
         out = []
@@ -83,8 +87,9 @@ class _Decoding:
             for field in self.reader.fields:
                 try:
                     self._decode(field, row)
-                except DamagedError as error:
-                    out.append(Problem(str(error.shard), error.what, error.record, error.key))
+                except (DamagedError, RefusedError) as error:
+                    refused = isinstance(error, RefusedError)
+                    out.append(Problem(str(error.shard or error.key), error.what, error.record, error.key, refused))
                     break
         return out
 
@@ -102,9 +107,9 @@ class _Decoding:
 
     def _picture(self, field: Field, row: int, data: memoryview) -> None:
         try:
-            info = image.check(data, 1 << 30)
+            info = image.check(data, self.max_pixels)
         except image.BadImage as error:
-            raise self.reader.damaged(row, str(error)) from None
+            raise self.reader.bad_picture(row, error) from None
         said = {name: self.reader.columns[name][row] for name in _SIDES if name in self.reader.columns}
         wrong = [f"{name} {getattr(info, name)} (index: {n})" for name, n in said.items() if getattr(info, name) != n]
         if field.kind == "image" and wrong:
