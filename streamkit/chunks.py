@@ -84,18 +84,20 @@ def runs(field: Field) -> tuple[npt.NDArray[np.int32], int]:
 
     The runs of row i begin i * row_nbytes later.
     """
-    length = 1  # values that stay together: whole axes from the last one on, then what divides every piece of the next
-    for n, c in reversed(_axes(field)):
-        length *= math.gcd(n, c)
+    axes, itemsize = _axes(field), np.dtype(field.dtype).itemsize
+    steps = [1] * len(axes)  # of values that stay together: whole axes from the last on, then what divides every piece
+    for i, (n, c) in reversed(list(enumerate(axes))):
+        steps[i] = max(1, math.gcd(n, c))
         if n != c:
             break
-    values = np.indices([n for n, _ in _axes(field)]).reshape(len(field.shape), -1)[:, ::length]
-    inner = tuple(c for _, c in _axes(field))
-    corner = np.array(inner).reshape(-1, 1)
-    number = np.ravel_multi_index(tuple(values // corner), grid(field)) if inner else np.zeros(1, np.int64)
-    inside = np.ravel_multi_index(tuple(values % corner), inner) if inner else np.zeros(1, np.int64)
-    itemsize = np.dtype(field.dtype).itemsize
-    return (number * chunk_nbytes(field) + inside * itemsize).astype(np.int32), length * itemsize
+    starts = np.zeros(1, np.int64)
+    for i, (n, c) in enumerate(axes):  # each axis adds its own: the chunk, and the place in it
+        at = np.arange(0, n, steps[i])
+        chunk, inside = np.divmod(at, max(1, c))
+        chunk *= math.prod(grid(field)[i + 1 :]) * chunk_nbytes(field)
+        inside *= math.prod(c for _, c in axes[i + 1 :]) * itemsize
+        starts = (starts[:, None] + (chunk + inside)).ravel()
+    return starts.astype(np.int32), math.prod(steps) * itemsize
 
 
 def band(field: Field, number: int) -> tuple[slice, npt.NDArray[np.int32]]:

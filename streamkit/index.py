@@ -37,9 +37,10 @@ from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend, regular_file
 from streamkit.remote.address import Address, place
 from streamkit.schema import Field
-from streamkit.tables import Column, wrong
+from streamkit.tables import RATIO, TEXT, Column, large_text, wrong
 
 # In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
+_TEXT_NBYTES = 64 << 20  # a column of text may take so much, and RATIO times its file
 _NARROW = {"length": np.int32, "crc32c": np.uint32, "chunk": np.int32, "row": np.int32}
 
 
@@ -119,6 +120,7 @@ class Index:
         if columns is not None and (reason := wrong(file.schema_arrow, columns)):
             raise DamagedError(reason, path=path, hint=mend(self.path.parent))
         self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
+        self._texts = {column.name for column in file.schema_arrow if TEXT.fits(column.type)}
         self._n_row_groups = file.num_row_groups
 
     def _here(self, digest: str | None) -> Path:
@@ -159,6 +161,7 @@ class Index:
         out: dict[str, npt.NDArray[Any]] = {}
         if not names:
             return out
+        self._check_texts(names)
         at = 0
         file = pq.ParquetFile(self.file)
         try:
@@ -184,6 +187,7 @@ class Index:
 
     def key(self, row: int) -> str:
         """Key of one row, for messages; reads only its row group."""
+        self._check_texts(["key"])
         file = pq.ParquetFile(self.file)
         for group in range(self._n_row_groups):
             n = file.metadata.row_group(group).num_rows
@@ -194,7 +198,16 @@ class Index:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""
+        self._check_texts(self.names if columns is None else columns)
         return pq.ParquetFile(self.file).read(None if columns is None else list(columns))
+
+    def _check_texts(self, names: Sequence[str]) -> None:
+        """RefusedError where text would take far more memory than the file."""
+        limit = max(_TEXT_NBYTES, RATIO * os.stat(self.file).st_size)
+        for name in self._texts.intersection(names):
+            if large_text(str(self.file), name, limit):
+                raise RefusedError(f"column {name!r} takes over {limit} bytes of text, the limit here", path=self.path)
+            self._texts.discard(name)  # looked at once
 
 
 def _is_utf8(path: Path) -> bool:

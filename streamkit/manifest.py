@@ -44,6 +44,8 @@ FORMAT_VERSION = 1
 FILE_NAME = "manifest.json"
 MAX_NBYTES = 64 << 20
 MAX_SHARDS = 1_000_000
+# Samples in a byte: a TFRecord record is framed by 16 bytes, a picture file is not empty, chunks of HDF5 may be compressed.
+_MOST_SAMPLES = {"tfrecord": 1 / 16, "folder": 1, "hdf5": 1032}
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ class Manifest:
                 plain_name(file)
         elif not isinstance(self.root, str) or self.root.startswith("/") or "\0" in self.root:
             raise RefusedError(f"the root {str(self.root)[:80]!r} is no relative path", path=self.path)
+        for shard in (shard for split in self.splits.values() for shard in split.shards):
+            if shard.samples > shard.nbytes * _MOST_SAMPLES[self.format]:
+                raise DamagedError(f"{shard.samples} samples in {shard.nbytes} bytes", path=self.path, shard=shard.file)
         if len(set(files)) != len(files) or len(files) > MAX_SHARDS:
             raise DamagedError("a shard is named twice, or there are over a million", path=self.path)
 

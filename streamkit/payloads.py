@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.codecs import array as arrays
-from streamkit.places import MAX_RANGE_NBYTES, RATIO
+from streamkit.errors import ResourceError
+from streamkit.places import MAX_RANGE_NBYTES
 from streamkit.reader import Reader
 from streamkit.schema import Field
+from streamkit.storage import available_memory
+from streamkit.tables import RATIO
 
 Ints = npt.NDArray[np.int64]
 
@@ -82,7 +85,14 @@ class Payloads:
         lengths = self.reader.lengths(field.name, rows)
         ends = np.cumsum(lengths)
         starts = ends - lengths
-        memory = np.empty(int(ends[-1]) if len(ends) else 0, np.uint8)
+        total = int(ends[-1]) if len(ends) else 0
+        if total > MAX_RANGE_NBYTES and total > available_memory():
+            raise ResourceError(
+                f"{len(rows)} samples of {field.name!r} take {total} bytes stored, more than memory holds",
+                path=self.reader.manifest.path,
+                hint="Pass a smaller batch_size=.",
+            )
+        memory = np.empty(total, np.uint8)
         self.reader.read(field.name, rows, memory, starts)
         view = memoryview(memory)  # type: ignore[arg-type]
         return [view[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]

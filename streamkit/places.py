@@ -24,10 +24,9 @@ from streamkit.index import Index, check_column
 from streamkit.remote.address import Address
 from streamkit.schema import Field
 from streamkit.splits import Split
-from streamkit.tables import CHUNK_COLUMNS, SIDES, has_shapes
+from streamkit.tables import CHUNK_COLUMNS, RATIO, SIDES, has_shapes
 
 MAX_RANGE_NBYTES = 1 << 30
-RATIO = 1032  # zlib cannot do better
 _BLOCK = 1 << 18  # rows looked at together
 _LARGEST = {"orientation": 8, "channels": 4}
 Ints = npt.NDArray[np.int64]

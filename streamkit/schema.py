@@ -76,7 +76,7 @@ class Field:
             self.chunk_rows is None
             or not self.fixed
             or len(self.chunk_shape) != len(self.shape)
-            or min(self.chunk_shape) < 1
+            or min(self.chunk_shape, default=1) < 1
         ):
             raise DamagedError(f"field {self.name!r} has chunks of {self.chunk_shape} in samples of {self.shape}")
         if self.fill and (self.chunk_rows is None or len(self.fill) != 2 * np.dtype(self.dtype).itemsize):

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from streamkit.schema import Field, Schema
 
+RATIO = 1032  # of unpacked to stored bytes; zlib cannot do better
 SIDES = ("width", "height", "channels", "orientation")  # of pictures, where the index has them
 _KINDS = {
     "text": lambda kind: pa.types.is_string(kind) or pa.types.is_large_string(kind),
@@ -95,3 +97,28 @@ def wrong(schema: pa.Schema, wanted: Mapping[str, Column]) -> str:
         if found and not column.fits(schema.field(found[0]).type):
             return f"column {name!r} is {schema.field(found[0]).type}, expected {column}"
     return ""
+
+
+def large_text(file: str, name: str, limit_nbytes: int) -> bool:
+    """Whether the text of a column takes more than `limit_nbytes`, told without unpacking it: one long value may stand
+    for every row. Values that lie one by one take what the footer says; of a dictionary's, each row's length counts."""
+    stored = most = 0
+    footer = pq.read_metadata(file)
+    at = [footer.schema.column(i).path for i in range(footer.num_columns)].index(name)
+    for group in range(footer.num_row_groups):
+        chunk = footer.row_group(group).column(at)
+        if any(encoding.startswith("DELTA") for encoding in chunk.encodings):
+            return True  # values made of those before them, which no index has
+        several = any("DICTIONARY" in encoding for encoding in chunk.encodings)
+        stored += chunk.total_uncompressed_size
+        most += chunk.total_uncompressed_size * (chunk.num_values if several else 1)
+    if stored > limit_nbytes or most <= limit_nbytes:
+        return stored > limit_nbytes
+    import pyarrow.compute as pc  # here, as its 40 ms are of no use as a rule
+
+    total = 0
+    with pq.ParquetFile(file, read_dictionary=[name]) as parquet:
+        for group in range(footer.num_row_groups):
+            for values in parquet.read_row_group(group, columns=[name]).column(name).chunks:
+                total += pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0
+    return total > limit_nbytes

@@ -36,7 +36,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
     splits = {}
     for i in range(draw(st.integers(1, 3))):
         mine = names[i :: draw(st.integers(1, 3)) + i] if i == 0 else [f"{n}-{i}" for n in names[:2]]
-        shards = tuple(Shard(n, draw(COUNT), draw(COUNT), draw(HEX)) for n in mine)
+        counts = [(draw(COUNT), draw(COUNT)) for _ in mine]
+        shards = tuple(Shard(n, k, 16 * k + more, draw(HEX)) for n, (k, more) in zip(mine, counts, strict=True))
         splits[f"split{i}"] = Split(
             f"split{i}", sum(s.samples for s in shards), sum(s.nbytes for s in shards), f"index-{i}", draw(HEX), shards
         )

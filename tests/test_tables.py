@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
+import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import blake3
+import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import reading
+from hypothesis import given
+from hypothesis import strategies as st
 
 import streamkit
 from streamkit import DamagedError, StreamkitError
+from streamkit.chunks import chunk_nbytes, grid, runs
 from streamkit.cli import main
 from streamkit.codecs import array
-from streamkit.schema import FILTERS
+from streamkit.places import apart
+from streamkit.schema import FILTERS, Field
+from streamkit.shards.joined import join_shards
 from streamkit.strict import canonical
 
 N = 40
@@ -109,6 +121,26 @@ CHUNKS: dict[str, Callable[[pa.Table], pa.Table]] = {
 }
 
 
+def sparse(path: Path) -> None:
+    """Four samples of a gigabyte each, none of which takes room on the disk."""
+    streamkit.open(path)
+    nbytes = 1 << 30
+    os.truncate(path / "train-00000.tfrecord", 4 * nbytes)
+    reading.alter_index(path, replaced("array.offset", lambda t: [i * nbytes for i in range(t.num_rows)]))
+    reading.alter_index(path, replaced("array.length", lambda t: [nbytes] * t.num_rows))
+    signed(path, lambda data: data["splits"]["train"].update(bytes=4 * nbytes))
+    signed(path, lambda data: data["splits"]["train"]["shards"][0].update(bytes=4 * nbytes))
+
+
+@pytest.mark.fault(83, 90)
+def test_a_batch_that_memory_does_not_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reading.ragged_folder(tmp_path / "in", [2, 3, 4, 5])
+    sparse(reading.convert(tmp_path / "in", tmp_path / "out"))
+    monkeypatch.setattr("streamkit.payloads.available_memory", lambda: 2 << 30)
+    with pytest.raises(streamkit.ResourceError, match=r"4294967296 bytes stored.*batch_size"):
+        streamkit.Loader(tmp_path / "out")[0]
+
+
 def held(path: Path, **options: Any) -> int:
     """The exit code of reading; `verify`, in all its ways, and `info` must not fall over, and `verify` must object."""
     for full in (False, True):
@@ -131,6 +163,115 @@ def test_an_index_that_is_none(made: Path, tmp_path: Path, name: str) -> None:
     reading.alter_index(path, INDEXES[name][1])
     options = {"image_size": (8, 8), "crop": "center"} if INDEXES[name][0] in ("pictures", "loose") else {}
     assert held(path, **options) == 4
+
+
+@pytest.mark.fault(90)
+def test_ranges_that_overlap_are_refused(made: Path, tmp_path: Path) -> None:
+    path = copied(made, "plain", tmp_path)
+    for column in ("x.offset", "x.crc32c"):
+        reading.alter_index(path, replaced(column, lambda t, c=column: t.column(c).to_numpy()[[0] * t.num_rows]))
+    assert held(path) == 9
+    assert main(["verify", str(path), "--quiet"]) == 9
+
+
+@pytest.mark.fault(83, 90)
+@pytest.mark.parametrize("encoding", ["PLAIN", "PLAIN_DICTIONARY", "DELTA_BYTE_ARRAY"])
+def test_keys_that_unpack_to_far_more_than_the_index(made: Path, tmp_path: Path, encoding: str) -> None:
+    """One value of 2 MB for every row, in an index of some KB: refused before it is unpacked."""
+    path = copied(made, "plain", tmp_path)
+    split = streamkit.open(path).splits["train"]
+    table = replaced("key", lambda t: ["x" * (2 << 20)] * t.num_rows)(pq.read_table(path / split.index))
+    options: dict[str, Any] = {"use_dictionary": ["key"]}
+    if encoding != "PLAIN_DICTIONARY":
+        options = {"use_dictionary": False, "column_encoding": {"key": encoding}}
+    pq.write_table(table, path / split.index, compression="zstd", **options)
+    del table
+    digest = blake3.blake3((path / split.index).read_bytes()).hexdigest()
+    signed(path, lambda data: data["splits"]["train"]["index"].update(digest=digest))
+    assert (path / split.index).stat().st_size < 40_000
+    code = """
+import json, sys, pyarrow, streamkit
+codes = []
+for fields in ("key", ("x", "key"), "x"):
+    try:
+        codes.append(len(streamkit.Loader(sys.argv[1], fields=fields)[0]))
+    except streamkit.RefusedError as error:
+        codes.append(error.what)
+print(json.dumps([codes, pyarrow.default_memory_pool().max_memory() >> 20]))
+"""
+    (*refused, n), mib = reading.run_python(code, path)
+    assert refused == ["column 'key' takes over 67108864 bytes of text, the limit here"] * 2
+    assert n == 32 and mib < 32
+
+
+@pytest.mark.fault(83)
+@pytest.mark.parametrize(("name", "n"), [("plain", 2_000), ("gzip", 2**40), ("loose", 2**20)])
+def test_more_samples_than_a_file_can_hold(made: Path, tmp_path: Path, name: str, n: int) -> None:
+    path = copied(made, name, tmp_path)
+
+    def change(data: dict[str, Any]) -> None:
+        split = data["splits"]["train"]
+        split["samples"] += n - split["shards"][0]["samples"]
+        split["shards"][0]["samples"] = n
+
+    signed(path, change)
+    with pytest.raises(DamagedError, match=f"{n} samples in [0-9]+ bytes"):
+        streamkit.open(path)
+
+
+@pytest.mark.fault(82, 83)
+@pytest.mark.parametrize("n", [0, 3, 40_000_000])
+def test_offsets_that_the_file_cannot_hold_are_not_read(ragged: Path, tmp_path: Path, n: int) -> None:
+    """What `repair` asks libhdf5 for: 320 MB of offsets in a shard of some KB."""
+    path = reading.convert(ragged, tmp_path / "out", "hdf5", shard_size=1000)
+    with h5py.File(path / "train-00000.h5", "r+") as file:
+        del file["array_offsets"]
+        file.create_dataset("array_offsets", (n,), np.int64, chunks=(min(1024, n),) if n else None)
+    shards = [(shard.file, shard.samples) for shard in streamkit.open(path).splits["train"].shards]
+    tracemalloc.start()
+    try:
+        with pytest.raises(DamagedError, match=r"cannot be read as a shard: .*'array'"):
+            join_shards(path / "joined.h5", streamkit.open(path).schema, shards)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@given(st.lists(st.tuples(st.integers(1, 7), st.integers(1, 8)), max_size=4), st.integers(1, 3))
+def test_runs_are_where_each_value_lies(axes: list[tuple[int, int]], rows: int) -> None:
+    """Against the place of every value, one by one."""
+    shape, inner = tuple(n for n, _ in axes), tuple(c for _, c in axes)
+    field = Field("x", "array", "int16", shape, "gzip", rows, chunk_shape=inner)
+    starts, nbytes = runs(field)
+    found = [at for start in starts.tolist() for at in range(start, start + nbytes, 2)]
+    expected = []
+    for value in np.ndindex(*shape):
+        chunk = sum(v // c * math.prod(grid(field)[i + 1 :]) for i, (v, c) in enumerate(zip(value, inner, strict=True)))
+        inside = sum(v % c * math.prod(inner[i + 1 :]) for i, (v, c) in enumerate(zip(value, inner, strict=True)))
+        expected.append(chunk * chunk_nbytes(field) + 2 * inside)
+    assert found == expected
+
+
+def test_the_runs_of_a_large_sample_take_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        starts, nbytes = runs(Field("x", "array", "uint8", (2000, 2000, 3), "gzip", 1))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert (starts.tolist(), nbytes) == ([0], 12_000_000) and peak < 1 << 20
+
+
+@given(st.data())
+def test_ranges_are_apart_as_one_by_one_comparison_says(data: Any) -> None:
+    ranges = st.tuples(st.integers(0, 30), st.integers(0, 5))
+    files = data.draw(st.lists(st.lists(ranges, max_size=6), max_size=4))
+    alone = [
+        all(a + n <= b or b + m <= a for (a, n), (b, m) in itertools.combinations(sorted(file), 2)) for file in files
+    ]
+    rows = np.array([one for file in files for one in file], np.int64).reshape(-1, 2)
+    with mock.patch("streamkit.places._BLOCK", 3):
+        assert apart(rows[:, 0], rows[:, 1], np.cumsum([0, *map(len, files)])) == all(alone)
 
 
 @pytest.mark.fault(90)

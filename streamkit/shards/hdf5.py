@@ -165,15 +165,24 @@ def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -
     return range_columns(field.name, offsets, lengths, crcs)
 
 
+def flat_offsets(file: Any, name: str, size: int) -> npt.NDArray[np.int64]:
+    """Where the values of a flat field begin, and the end [B], int64 (n + 1,). ValueError for what cannot be. `size`: of
+    the file [B], looked at before anything is read."""
+    stored = own_dataset(file, f"{name}_offsets")
+    if stored.dtype != np.int64 or stored.ndim != 1 or not 0 < stored.size * 8 <= size:
+        raise ValueError(f"the offsets of {name!r} are no int64 (n + 1,)")
+    offsets = np.asarray(stored[:])
+    if offsets[0] != 0 or np.diff(offsets).min(initial=0) < 0 or offsets[-1] > size:
+        raise ValueError(f"the offsets of {name!r} lead out of the file")
+    return offsets
+
+
 def _layout(file: Any, field: Field, size: int) -> tuple[int, int, npt.NDArray[np.int64]]:
     """Samples, address of the values [B] and their offsets from it [B] (n + 1). `size`: of the file [B]."""
     dataset = own_dataset(file, field.name)
     base = int(dataset.id.get_offset() or 0)
     if is_flat(field):
-        stored = own_dataset(file, f"{field.name}_offsets")
-        if stored.dtype != np.int64 or stored.ndim != 1 or not 0 < stored.size * 8 <= size:
-            raise ValueError(f"the offsets of {field.name!r} are no int64 (n + 1,)")
-        offsets = np.asarray(stored[:])
+        offsets = flat_offsets(file, field.name, size)
     else:
         n, nbytes = dataset.shape[0], field.sample_nbytes
         if dataset.shape[1:] != field.shape or dataset.dtype != field.dtype:
@@ -183,6 +192,6 @@ def _layout(file: Any, field: Field, size: int) -> tuple[int, int, npt.NDArray[n
         if n * max(1, nbytes) > max(n, size):
             raise ValueError(f"{field.name!r} has more samples than the file has bytes")
         offsets = np.arange(n + 1, dtype=np.int64) * nbytes
-    if offsets[0] != 0 or np.diff(offsets).min(initial=0) < 0 or base + offsets[-1] > size:
+    if base + offsets[-1] > size:
         raise ValueError(f"the offsets of {field.name!r} lead out of the file")
     return len(offsets) - 1, base, offsets

@@ -17,6 +17,7 @@ Fixed shapes are one virtual array over all shards. Flat payloads are one virtua
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 from streamkit.errors import DamagedError
 from streamkit.schema import Field, Schema
 from streamkit.shards.chunked import own_dataset
-from streamkit.shards.hdf5 import is_flat, make_group, write_class_names
+from streamkit.shards.hdf5 import flat_offsets, is_flat, make_group, write_class_names
 from streamkit.shards.new_file import new_file
 
 
@@ -72,16 +73,21 @@ def _create_virtual(
 
 def _join_flat(out: Any, folder: Path, field: Field, shards: Sequence[tuple[str, int]]) -> None:
     offsets, shapes, sizes, described = [np.zeros(1, np.int64)], [], [], None
-    for name, _ in shards:
+    for name, n in shards:
         try:
             with h5py.File(folder / name, "r") as file:
-                own = own_dataset(file, f"{field.name}_offsets")[:]
+                own = flat_offsets(file, field.name, os.path.getsize(folder / name))
+                if len(own) != n + 1:
+                    raise ValueError(f"{field.name!r} has {len(own) - 1} samples, not {n}")
                 offsets.append(own[1:] + offsets[-1][-1])
                 sizes.append(int(own[-1]))
                 described = own_dataset(file, field.name).attrs.get("streamkit", described)
                 if f"{field.name}_shapes" in file:
-                    shapes.append(own_dataset(file, f"{field.name}_shapes")[:])
-        except (ValueError, RuntimeError) as error:  # RuntimeError: h5py's, of a file that cannot be closed
+                    found = own_dataset(file, f"{field.name}_shapes")
+                    if found.dtype != np.int32 or found.shape != (n, len(field.shape)):
+                        raise ValueError(f"the shapes of {field.name!r} are no int32 ({n}, {len(field.shape)})")
+                    shapes.append(found[:])
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: h5py's, of a file that cannot be closed
             raise DamagedError(f"cannot be read as a shard: {error}", shard=name) from None
     sources = [(name, size) for (name, _), size in zip(shards, sizes, strict=True)]
     dataset = _create_virtual(out, field.name, np.dtype(np.uint8), (sum(sizes),), sources)
