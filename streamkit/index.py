@@ -21,7 +21,7 @@ import sys
 import tempfile
 import types
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,12 @@ class Index:
                 return str(file.read_row_group(group, columns=["key"]).column("key")[row])
             row -= n
         raise IndexError(row)
+
+    def texts(self, name: str) -> Iterator[str]:
+        """The values of a column of text, one after the other; no more than some of them are held."""
+        self._check_texts([name])
+        for batch in pq.ParquetFile(self.file).iter_batches(batch_size=1 << 14, columns=[name], use_threads=False):
+            yield from batch.column(0).to_pylist()
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""

@@ -60,6 +60,10 @@ class Split:
             raise DamagedError(
                 f"split {self.name!r} says {self.samples} samples, its shards {sum(s.samples for s in self.shards)}"
             )
+        if sum(s.nbytes for s in self.shards) != self.nbytes:
+            raise DamagedError(
+                f"split {self.name!r} says {self.nbytes} bytes, its shards {sum(s.nbytes for s in self.shards)}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {"samples": self.samples, "bytes": self.nbytes}
@@ -71,7 +75,7 @@ class Split:
 
     @classmethod
     def from_json(cls, name: str, item: Any) -> Self:
-        chunks = item.get("chunks") or {}
+        chunks = item.get("chunks")
         return cls(
             name=name,
             samples=count(item["samples"], "samples", name),
@@ -79,8 +83,8 @@ class Split:
             index=item["index"]["file"],
             index_digest=str(item["index"]["digest"]),
             shards=tuple(Shard.from_json(shard) for shard in item["shards"]),
-            chunks=chunks.get("file"),
-            chunks_digest=chunks.get("digest"),
+            chunks=None if chunks is None else chunks["file"],
+            chunks_digest=None if chunks is None else str(chunks["digest"]),
         )
 
 

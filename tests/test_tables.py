@@ -298,6 +298,66 @@ SCHEMAS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+LIES: dict[str, tuple[str, Callable[[dict[str, Any]], Any]]] = {
+    "bytes of a split": ("plain", lambda split: split.update(bytes=7)),
+    "a chunk table without its digest": ("gzip", lambda split: split["chunks"].pop("digest")),
+    "a chunk table without its name": ("gzip", lambda split: split["chunks"].pop("file")),
+}
+
+
+@pytest.mark.fault(48)
+@pytest.mark.parametrize("name", LIES)
+def test_a_manifest_that_contradicts_itself(made: Path, tmp_path: Path, name: str) -> None:
+    path = copied(made, LIES[name][0], tmp_path)
+    signed(path, lambda data: LIES[name][1](data["splits"]["train"]))
+    assert not streamkit.verify(path).ok
+    with pytest.raises(DamagedError):
+        streamkit.open(path)
+
+
+@pytest.mark.fault(52)
+def test_verify_finds_keys_that_are_there_twice(made: Path, tmp_path: Path) -> None:
+    path = copied(made, "plain", tmp_path)
+    reading.alter_index(path, replaced("key", lambda t: ["a", "a", *t.column("key").to_pylist()[2:]]))
+    (problem,) = streamkit.verify(path).problems
+    assert (problem.reason, problem.key) == ("1 keys are there more than once", "a")
+
+
+@pytest.mark.fault(52)
+@pytest.mark.parametrize("format", reading.FORMATS)
+def test_verify_full_holds_the_index_s_columns_against_the_shards(tmp_path: Path, format: str) -> None:
+    """Every kind of column comes back as it went in; one label moved on is found, with its record and key."""
+    values = {
+        "truth": np.arange(N) % 2 == 0,
+        "small": np.arange(N, dtype=np.uint8),
+        "large": np.arange(N, dtype=np.uint64) + 2**63,
+        "precise": np.r_[np.nan, np.inf, 1e300, np.linspace(0, 1, N - 3)],
+        "half": np.linspace(0, 1, N).astype(np.float16),
+    }
+    table = pa.table(
+        {"text": ["some text"] * N, "word": ["ä" * i for i in range(N)]}
+        | {name: pa.array(v) for name, v in values.items()}
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    path = reading.convert(tmp_path / "in.parquet", tmp_path / "out", format, shard_size=1000)
+    assert {"truth", "small", "large", "precise", "half", "word"} == {
+        f.name for f in streamkit.open(path).schema.columns
+    }
+    assert streamkit.verify(path, full=True, workers=1).ok
+    before = streamkit.open(path).index("train").to_pylist()
+    first = streamkit.open(path).splits["train"].shards[0].samples
+    reading.alter_index(
+        path, reading.with_column("small", lambda v: np.where(np.arange(N) == first + 1, 77, v).astype("u1"))
+    )
+    reading.alter_index(path, replaced("word", lambda t: ["", *t.column("word").to_pylist()[1:]]))
+    assert streamkit.verify(path, workers=1).ok
+    found = {(p.file, p.record, p.key) for p in streamkit.verify(path, full=True, workers=1).problems}
+    expected = {(before[first + 1]["shard"], 1, before[first + 1]["key"])}
+    if before[0]["word"]:
+        expected |= {(before[0]["shard"], 0, before[0]["key"])}
+    assert found == expected
+
+
 @pytest.mark.fault(82, 83, 90)
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_schema_that_contradicts_itself(made: Path, tmp_path: Path, name: str) -> None:

@@ -3,13 +3,16 @@
 >>> import tempfile, streamkit
 >>> out = tempfile.mkdtemp() + "/out"
 >>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
->>> undecodable(Path(out), Path(out), streamkit.open(out), {}, {}, n_workers=1)
+>>> manifest = streamkit.open(out)
+>>> entries = {name: Entries(Path(out), manifest, split) for name, split in manifest.splits.items()}
+>>> undecodable(Path(out), Path(out), manifest, {}, entries, n_workers=1)
 []
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ import numpy.typing as npt
 
 from streamkit.codecs import image
 from streamkit.errors import DamagedError, RefusedError, RemoteError, ResourceError, StreamkitError
+from streamkit.health.columns import contradictions
+from streamkit.health.entries import Entries
 from streamkit.health.report import Problem
 from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
@@ -38,7 +43,7 @@ def undecodable(
     place: Path | Address,
     manifest: Manifest,
     lost: dict[str, Any],
-    entries: dict[str, Any],
+    entries: Mapping[str, Entries | None],
     n_workers: int,
     max_pixels: int = image.MAX_PIXELS,
 ) -> list[Problem]:
@@ -49,7 +54,7 @@ def undecodable(
     """
     out: list[Problem] = []
     for split in manifest.splits.values():
-        if entries.get(split.name, split) is None:
+        if (tables := entries[split.name]) is None:
             continue
         try:
             reader = Reader(root, manifest, split, manifest.schema.payloads, _SIDES, lenient=True, shards_root=place)
@@ -63,6 +68,11 @@ def undecodable(
         with ThreadPoolExecutor(n_workers, thread_name_prefix="streamkit") as pool:
             for found in pool.map(_Decoding(reader, max_pixels).problems, blocks):
                 out += found
+            names = [field.name for field in manifest.schema.columns]
+            if names and manifest.root is None:  # columns of adopted files may come from elsewhere
+                check = functools.partial(contradictions, place, manifest, tables, tables.index.table(names))
+                for found in pool.map(check, [i for i, s in enumerate(split.shards) if s.file not in lost]):
+                    out += found
         reader.files.close()
     return out
 

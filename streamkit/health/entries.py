@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ class Entries:
         """What in the tables contradicts the manifest or itself, though their digests are right."""
         found: list[Problem] = []
         try:
-            found += self._shards_named()
+            found += [*self._shards_named(), *self._keys_told_apart()]
             sides = self.index.load([name for name in SIDES if name in self.index and name not in manifest.schema])
             loose = manifest.format == "folder"
             check(self.fields, self.split, self.columns | sides, self.chunks, self.index.path, loose)
@@ -152,6 +153,18 @@ class Entries:
             if shard.samples and named != [shard.file]:
                 return [Problem(self.split.index, f"rows of {shard.file} name the shard {named[:3]}")]
         return []
+
+    def _keys_told_apart(self) -> list[Problem]:
+        """By Python's hashes of texts: 8 bytes a key, where a set of ten million takes 2 GB."""
+        hashes = np.fromiter((hash(key) for key in self.index.texts("key")), np.int64, self.index.n_rows)
+        ordered = np.sort(hashes)
+        suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+        if not suspects:
+            return []
+        counts = Counter(key for key in self.index.texts("key") if hash(key) in suspects)
+        twice = sorted(key for key, n in counts.items() if n > 1)
+        reason = f"{len(twice)} keys are there more than once"
+        return [Problem(self.split.index, reason, key=twice[0])] if twice else []
 
 
 def open_entries(root: Path | Address, manifest: Manifest, split: Split) -> tuple[Entries | None, list[Problem]]:

@@ -16,6 +16,7 @@ h5py lays out the file; payload bytes of contiguous datasets are then written at
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -65,6 +66,17 @@ class HDF5:
             os.close(fd)
         chunk_ranges, chunks = chunk_places(path, schema, n)
         return Places(n, ranges | chunk_ranges, chunks)
+
+    def columns(self, path: Path, schema: Schema) -> dict[str, npt.NDArray[Any]]:
+        out: dict[str, npt.NDArray[Any]] = {}
+        try:
+            with h5py.File(path, "r") as file:
+                size = os.path.getsize(path)
+                for field in schema.columns:
+                    out[field.name] = _read_column(file, field, size)
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+            raise DamagedError(f"its columns cannot be read: {error}", shard=path.name) from None
+        return out
 
     def index_shard(self, path: Path, schema: Schema) -> Places:
         ranges: dict[str, npt.NDArray[Any]] = {}
@@ -137,6 +149,22 @@ def _write_column(file: Any, field: Field, values: Sequence[Any]) -> None:
         return
     dataset = file.create_dataset(field.name, data=np.array(values, np.dtype(field.dtype).newbyteorder("<")))
     write_class_names(file, field, dataset)
+
+
+def _read_column(file: Any, field: Field, size: int) -> npt.NDArray[Any]:
+    """What `_write_column` wrote. `size`: of the file [B], which is more than a column takes."""
+    dataset = own_dataset(file, field.name)
+    kind = np.dtype(np.uint8 if field.kind == "string" else field.dtype)
+    if dataset.dtype != kind or dataset.ndim != 1 or dataset.size * kind.itemsize > size:
+        raise ValueError(f"{field.name!r} is {dataset.dtype} {dataset.shape}")
+    values: npt.NDArray[Any] = dataset[:]
+    if field.kind != "string":
+        return values
+    data, ends = values.tobytes(), flat_offsets(file, field.name, size)
+    texts = [str(data[a:b], "utf-8") for a, b in itertools.pairwise(ends.tolist())]
+    out = np.empty(len(texts), object)
+    out[:] = texts
+    return out
 
 
 def write_class_names(file: Any, field: Field, dataset: Any) -> None:

@@ -60,6 +60,10 @@ class ShardFormat(Protocol):
         """Write all records to a new file at `path`; equal records give equal bytes."""
         ...
 
+    def columns(self, path: Path, schema: Schema) -> dict[str, npt.NDArray[Any]]:
+        """The values of every column field as the file holds them, (n,); text as an object array. Raises DamagedError."""
+        ...
+
     def index_shard(self, path: Path, schema: Schema) -> Places:
         """Read the file back and find what `write_shard` returned. Raises DamagedError."""
         ...

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from crc32c import crc32c
 
 from streamkit.errors import DamagedError
@@ -101,6 +103,19 @@ class TFRecord:
             ranges |= range_columns(field.name, offsets[field.name], lengths[field.name], crcs[field.name])
         return Places(n, ranges)
 
+    def columns(self, path: Path, schema: Schema) -> dict[str, npt.NDArray[Any]]:
+        found: dict[str, list[Any]] = {f.name: [] for f in schema.columns}
+        for n, (_, data) in enumerate(read_records(path)):
+            try:
+                features = example.parse(data)
+                for field in schema.columns:
+                    (value,) = features[field.name].values
+                    found[field.name].append(str(value, "utf-8") if field.kind == "string" else value)
+            except (example.BadExample, KeyError, ValueError, TypeError) as error:
+                raise DamagedError(f"its columns cannot be read: {error}", shard=path.name, record=n) from None
+        kinds = {f.name: object if f.kind == "string" else _kind(f) for f in schema.columns}
+        return {name: np.array(values, kinds[name]) for name, values in found.items()}
+
     def index_shard(self, path: Path, schema: Schema) -> Places:
         found: dict[str, tuple[list[int], list[int], list[int]]] = {f.name: ([], [], []) for f in schema.payloads}
         n = 0
@@ -143,11 +158,16 @@ def _entries(schema: Schema) -> list[tuple[Field | None, bytes]]:
     return sorted(pairs, key=lambda pair: pair[1])
 
 
+def _kind(field: Field) -> Any:
+    """What an Example makes of a column's numbers."""
+    return np.float32 if field.dtype.startswith("float") else np.int64
+
+
 def _column_entry(field: Field, name: bytes, value: Any) -> bytes:
     if field.kind == "string":
         data = str(value).encode()
         return example.bytes_entry(name, len(data)) + data
-    if field.dtype.startswith("float"):
+    if _kind(field) == np.float32:
         return example.float_entry(name, (float(value),))
     return example.int64_entry(name, (int(value),))
 
