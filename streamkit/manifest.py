@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -55,6 +55,7 @@ class Manifest:
     `files` are those that only other tools read, by name; a manifest without them says nothing of such files.
     `root` is set for adopted files: the folder below which they lie, relative to the manifest's own; what may be opened
     there, `streamkit.rooted` decides. The format "folder" means loose files, one a sample, found by their keys.
+    `rest` are facts that this release does not know, and keeps.
     """
 
     format: str
@@ -68,6 +69,7 @@ class Manifest:
     root: str | None = None
     streamkit_version: str = __version__
     path: str | Address | None = field(default=None, compare=False)
+    rest: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.format not in ("tfrecord", "hdf5", "folder"):
@@ -144,7 +146,7 @@ class Manifest:
         }
         if self.files:
             out["files"] = {name: file.to_json() for name, file in self.files.items()}
-        return out
+        return strict.with_unknown(out, self.rest)
 
     def dump(self) -> str:
         """The text of manifest.json."""
@@ -177,13 +179,13 @@ class Manifest:
             )
         claimed = data.pop("dataset_id", None)
         try:
-            found = blake3.blake3(canonical(data).encode()).hexdigest()
+            digest = blake3.blake3(canonical(data).encode()).hexdigest()
         except ValueError:  # a number beyond what JSON can say, such as 1e999
-            found = None
-        if found is None or found != claimed:
+            digest = None
+        if digest is None or digest != claimed:
             raise DamagedError("the content does not match dataset_id: it was altered", path=path, hint=MAKE_AGAIN)
         try:
-            return cls(
+            found = cls(
                 format=data["format"],
                 schema=Schema.from_json(data["schema"]),
                 splits={name: Split.from_json(name, item) for name, item in sorted(data["splits"].items())},
@@ -196,6 +198,7 @@ class Manifest:
                 streamkit_version=str(data["streamkit_version"]),
                 path=path,
             )
+            return replace(found, rest=strict.unknown(data, found._content()))
         except (KeyError, TypeError, AttributeError) as error:
             raise DamagedError(
                 f"a fact is missing or of the wrong kind ({error})", path=path, hint=MAKE_AGAIN

@@ -9,7 +9,8 @@ Names are looked at when these are made: none leads out of the dataset's folder.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from streamkit.errors import DamagedError
@@ -18,12 +19,14 @@ from streamkit.strict import count, name_below, plain_name
 
 @dataclass(frozen=True)
 class Shard:
-    """One TFRecord or HDF5 file: its name, how many samples it holds, its size [B] and BLAKE3 digest (hex)."""
+    """One TFRecord or HDF5 file: its name, how many samples it holds, its size [B] and BLAKE3 digest (hex). `rest`: facts
+    that this release does not know."""
 
     file: str
     samples: int
     nbytes: int
     digest: str
+    rest: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         name_below(self.file)
@@ -31,11 +34,12 @@ class Shard:
         count(self.nbytes, "bytes", self.file)
 
     def to_json(self) -> dict[str, Any]:
-        return {"file": self.file, "samples": self.samples, "bytes": self.nbytes, "digest": self.digest}
+        return {"file": self.file, "samples": self.samples, "bytes": self.nbytes, "digest": self.digest, **self.rest}
 
     @classmethod
     def from_json(cls, item: Any) -> Self:
-        return cls(item["file"], item["samples"], item["bytes"], str(item["digest"]))
+        rest = {name: value for name, value in item.items() if name not in ("file", "samples", "bytes", "digest")}
+        return cls(item["file"], item["samples"], item["bytes"], str(item["digest"]), rest)
 
 
 @dataclass(frozen=True)

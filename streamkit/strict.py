@@ -12,6 +12,7 @@ streamkit.errors.RefusedError: '../a' is not a plain file name. The manifest was
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from streamkit.errors import DamagedError, RefusedError
@@ -89,6 +90,36 @@ def statistics(value: Any) -> dict[str, Any]:
         for kind in ("nan", "inf"):
             count(mapping(mapping(facts)["not_finite"])[kind], kind, name[:40])
     return out
+
+
+def unknown(data: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """What objects in `data` hold beyond those in `known`, however deep; see `with_unknown`.
+
+    >>> rest = unknown({"a": {"b": 1, "new": 2}, "c": 3}, {"a": {"b": 1}})
+    >>> rest, with_unknown({"a": {"b": 4}}, rest)
+    ({'a': {'new': 2}, 'c': 3}, {'a': {'b': 4, 'new': 2}, 'c': 3})
+    """
+    out: dict[str, Any] = {}
+    for name, value in data.items():
+        if name not in known:
+            out[name] = value
+        elif isinstance(value, Mapping) and isinstance(known[name], Mapping) and (rest := unknown(value, known[name])):
+            out[name] = rest
+    return out
+
+
+def with_unknown(known: Mapping[str, Any], rest: Mapping[str, Any], named: bool = False) -> dict[str, Any]:
+    """`known` with what `unknown` found; where its objects are `named`, those that are gone stay so."""
+    out = dict(known)
+    for name, value in rest.items():
+        if name not in known:
+            out |= {} if named or name in _OF_NAMES else {name: value}
+        else:
+            out[name] = with_unknown(known[name], value, named=name in _OF_NAMES)
+    return out
+
+
+_OF_NAMES = ("splits", "schema", "files")  # of a manifest: objects whose names are the dataset's own
 
 
 def _is_deep(value: Any, left: int) -> bool:

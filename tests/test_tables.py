@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -313,6 +314,25 @@ def test_a_manifest_that_contradicts_itself(made: Path, tmp_path: Path, name: st
     assert not streamkit.verify(path).ok
     with pytest.raises(DamagedError):
         streamkit.open(path)
+
+
+@pytest.mark.fault(49)
+def test_facts_of_a_later_release_are_kept(made: Path, tmp_path: Path) -> None:
+    """Case 49: optional facts that this release does not know, wherever they stand, belong to the dataset's id."""
+    path = copied(made, "gzip", tmp_path)
+
+    def change(data: dict[str, Any]) -> None:
+        split = data["splits"]["train"]
+        for facts in (data, data["schema"]["x"], split, split["index"], split["shards"][0], data["files"]["train.h5"]):
+            facts["later"] = {"a": [1, None]}
+
+    signed(path, change)
+    text = (path / "manifest.json").read_text()
+    manifest = streamkit.open(path)
+    assert manifest.dump() == text and manifest.dataset_id == json.loads(text)["dataset_id"]
+    assert len(streamkit.Loader(path, manifest_digest=manifest.dataset_id)) == 2
+    without = dataclasses.replace(manifest, files={}).dump()
+    assert "files" not in json.loads(without) and json.loads(without)["later"] == {"a": [1, None]}
 
 
 @pytest.mark.fault(52)
