@@ -101,6 +101,8 @@ def trained(
 @pytest.mark.parametrize("case", CASES)
 def test_final_sparsity_is_exact(case: str, request: pytest.FixtureRequest) -> None:
     options = CASES[case]
+    if "steps_per_execution" in options and keras.backend.backend() == "torch":
+        pytest.skip("Keras on PyTorch executes one step at a time")
     request.addfinalizer(lambda: keras.config.set_dtype_policy("float32"))
     model = trained(**options)
     pruned = [keras.ops.convert_to_numpy(v) for v in kernels(model, options.get("unit", "weight"))]
@@ -211,6 +213,6 @@ def test_techniques_hold_on_each_backend(backend: str) -> None:
         env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,
-        timeout=580,
+        timeout=1800,
     )
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
