@@ -125,10 +125,8 @@ def run(args: argparse.Namespace, ways: Any, model: Any, folder: Path | None, se
         # shuffle=False: the loader shuffles already, over the whole split; fit would shuffle its batches once more.
         return model.fit(data, validation_data=val, shuffle=False, verbose=0, **options).history
     from streamkit.training import fit
-    from streamkit.training.state import FILE_NAME, saved_facts
 
-    file = folder / FILE_NAME
-    begun = saved_facts(file).get("epochs") if file.exists() else None
+    begun = epochs_of(folder)
     if begun not in (None, options["epochs"]):
         text = "learning rate and pruning follow the new number from here on"
         print(f"{folder} was begun for {begun} epochs, now {options['epochs']}: {text}", file=sys.stderr)
@@ -136,19 +134,27 @@ def run(args: argparse.Namespace, ways: Any, model: Any, folder: Path | None, se
     return fit(model, data, validation=val, verbose=0, **where, **options).history
 
 
+def epochs_of(folder: Path | None) -> int | None:
+    """How many epochs the run in `folder` was begun for; None if there is none yet."""
+    from streamkit.training.state import FILE_NAME, saved_facts
+
+    file = folder and folder / FILE_NAME
+    return saved_facts(file).get("epochs") if file and file.exists() else None
+
+
 def tuned(args: argparse.Namespace, job: Any, ways: Any, accumulate: int, class_weight: Any) -> Any:
-    """The best choice of a search."""
+    """The best choice of a search; a run that has begun goes on with the choice that it began with."""
     from streamkit.training.job import built, chosen
     from streamkit.training.searching import search
 
-    facts = {"dataset": streamkit.open(args.out).dataset_id, "job": repr(job), "accumulate": accumulate}
-    facts |= {"precision": args.precision, "class weights": args.class_weights}
+    facts = {"dataset": streamkit.open(args.out).dataset_id, "job": repr(replace(job, n_updates=0))}
+    facts |= {"accumulate": accumulate, "precision": args.precision, "class weights": args.class_weights}
     best, trials = search(
         lambda choice: built(chosen(job, choice), accumulate),
         *ways,
-        steps=job.n_updates / args.epochs,
+        steps=len(ways[0]) / accumulate,
         folder=(args.resume or args.log_dir) / "tune",
-        epochs=args.epochs,
+        epochs=epochs_of(args.resume) or args.epochs,
         price=args.tune_price,
         seed=args.seed,
         fit={"class_weight": class_weight},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -286,9 +287,12 @@ def test_a_run_goes_on_as_it_was_begun(held_back: Path, tmp_path: Path, here: He
 def test_what_is_searched_is_trained(
     held_back: Path, images: Path, tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import keras
+
     import streamkit.training
     from streamkit.training import searching
     from streamkit.training.pruning import Prune
+    from streamkit.training.state import FILE_NAME
 
     best = searching.Choice(rate=0.01, width=0.25, sparsity=0.5, begin=0.2, end=0.5)
     searches, fits = [], []
@@ -306,8 +310,10 @@ def test_what_is_searched_is_trained(
 
     monkeypatch.setattr(searching, "search", search)
     monkeypatch.setattr(streamkit.training, "fit", fit, raising=False)
+    folder = tmp_path / "run"
+    options = ("--tune", "--class-weights", "--image-size", "8x8", "--resume", folder)
     with pytest.raises(Enough):
-        here(images, "--tune", "--class-weights", "--image-size", "8x8", "--epochs", "3", "--resume", tmp_path / "run")
+        here(images, *options, "--epochs", "3")
     (searched,), (trained,) = searches, fits
     weights = streamkit.open(images).class_weights()
     assert searched["fit"] == {"class_weight": weights} and trained["class_weight"] == weights
@@ -315,6 +321,14 @@ def test_what_is_searched_is_trained(
     (prune,) = (callback for callback in trained["callbacks"] if isinstance(callback, Prune))
     assert prune.schedule == best.prune(3 * 80 // 32).schedule != searching.Choice(0.01, 0.25, 0.5).prune(6).schedule
     assert trained["settings"].items() >= {"--rate": 0.01, "--width": 0.25, "--prune": 0.5}.items()
+
+    # Made longer, a run asks for the same search again, which has its answer.
+    facts = json.dumps({"version": 1, "backend": keras.backend.backend(), "epochs": 3})
+    folder.mkdir()
+    np.savez(folder / FILE_NAME, facts=np.frombuffer(facts.encode(), np.uint8))
+    with pytest.raises(Enough):
+        here(images, *options, "--epochs", "5")
+    assert searches[1].items() == searched.items()
 
 
 def test_training_that_would_never_update_is_refused(images: Path, here: Here) -> None:
@@ -414,6 +428,7 @@ def test_one_logit_too_is_judged_by_the_class_that_it_says() -> None:
     from streamkit.training.networks import Design
 
     model = built(Job(Design("small_cnn", width=0.25), (8, 2), "float32", 1, rate=0.1, n_updates=1), accumulate=1)
+    model.layers[-1].bias.assign([5.0])
     x = np.random.default_rng(0).normal(size=(8, 8, 2)).astype(np.float32)
     assert model.evaluate(x, np.zeros(8, np.int32), verbose=0, return_dict=True)["accuracy"] == 1.0
 
