@@ -40,6 +40,8 @@ PathFinder.find_spec = find_spec
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# Or as where there is none at all.
+WITHOUT_FRAMEWORKS = WITHOUT_TENSORFLOW.replace('== "tensorflow"', 'in ("tensorflow", "keras", "jax", "torch")')
 # kill -9 after the first line of an epoch.
 DYING = """
 import builtins, os, runpy, signal, sys
@@ -460,6 +462,12 @@ def test_flags_that_contradict_are_refused(text: str, reason: str, capsys: pytes
     with pytest.raises(SystemExit, match="2"):
         parse_arguments(["out", *text.split()])
     assert reason in capsys.readouterr().err
+
+
+def test_mistakes_are_told_before_a_framework_is_loaded(images: Path) -> None:
+    run = train(images, "--image-size", "8x8", "--loader", "tf", preamble=WITHOUT_FRAMEWORKS)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr == "train: --loader tf needs TensorFlow, which is not installed. Pass --loader keras.\n"
 
 
 @pytest.mark.parametrize(
