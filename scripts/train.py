@@ -9,7 +9,6 @@ library, so copy what you need.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import importlib.util
 import os
@@ -34,62 +33,49 @@ def loaders(args: argparse.Namespace, task: Task, batch_size: int, **options: An
     options |= {"fields": (task.field.name, task.label.name), "image_size": args.image_size, "dtype": "uint8"}
 
     def whole(split: str | None) -> Any:
-        return split and streamkit.Loader(args.out, split=split, batch_size=batch_size, shuffle=False, **options)
+        part = split and part_of(args, split)
+        return part and streamkit.Loader(args.out, split=part, batch_size=batch_size, shuffle=False, **options)
 
     train, val = task.splits
     options_of_train = {"batch_size": batch_size, "drop_remainder": True, "seed": args.seed}
     return streamkit.Loader(args.out, split=train, **options_of_train, **options), whole(val), whole(task.judged)
 
 
-def batch_of(args: argparse.Namespace, task: Task, job: Any) -> tuple[int, int]:
-    """(samples a step, steps an update)."""
-    n_samples = streamkit.open(args.out).split(task.splits[0]).samples
+def part_of(args: argparse.Namespace, split: str) -> str:
+    """A split without the last samples that --devices cannot share."""
+    from streamkit.training.devices import shared
+
+    n_samples = streamkit.open(args.out).split(split).samples
+    kept = shared(n_samples * args.devices, n_samples, args.devices)
+    return split if kept == n_samples else f"{split}[:{kept}]"
+
+
+def batch_of(args: argparse.Namespace, task: Task, job: Any, **options: Any) -> tuple[int, int]:
+    """(samples a step, steps an update); `options` are of loaders whose batches are as large as they get."""
+    from streamkit.training.devices import shared
+
+    n_samples, n = streamkit.open(args.out).split(task.splits[0]).samples, args.devices
     if isinstance(args.batch_size, int):
-        return min(args.batch_size, n_samples), args.accumulate
+        return shared(args.batch_size, n_samples, n), args.accumulate
     from streamkit.training.batching import largest_batch
     from streamkit.training.job import built
 
     update = args.batch_size.update
-    like = next(iter(loaders(args, task, 1)[0]))
     found = largest_batch(
         functools.partial(built, job),
-        like,
-        update,
+        next(iter(loaders(args, task, 1, **options)[0])),
+        update // n,  # what one device does of it
         args.memory_limit,
-        largest=min(n_samples, update // args.accumulate),
+        largest=min(shared(update, n_samples, n), update // args.accumulate) // n,
         remember={"job": repr(replace(job, n_updates=0))},
     )
     limit = "what is free" if args.memory_limit is None else f"{args.memory_limit / 1e6:.0f} MB"
     print(
-        f"batch size {found.size} x {found.accumulate} = {update}: a step takes {found.nbytes / 1e6:.0f} MB of {limit}",
+        f"batch size {found.size * n} x {found.accumulate} = {update}: "
+        f"a step takes {found.nbytes / 1e6:.0f} MB of {limit}{f' on each of {n} devices' if n > 1 else ''}",
         file=sys.stderr,
     )
-    return found.size, found.accumulate
-
-
-def on_devices(n: int) -> Any:
-    """A context in which models are made that train on `n` devices, each on its part of every batch."""
-    import keras
-
-    backend = keras.backend.backend()
-    if n == 1:
-        return contextlib.nullcontext()
-    if backend == "torch":
-        raise UsageError(
-            f"--devices {n}: Keras on PyTorch trains on one device",
-            hint="Pass --backend jax, or start a process a device (README, Train on several GPUs).",
-        )
-    if backend == "jax":
-        devices = keras.distribution.list_devices()
-        if len(devices) >= n:
-            return keras.distribution.DataParallel(devices=devices[:n], auto_shard_dataset=False).scope()
-    else:
-        import tensorflow as tf
-
-        devices = [device.name for device in tf.config.list_logical_devices("GPU")]
-        if len(devices) >= n:
-            return tf.distribute.MirroredStrategy(devices[:n]).scope()
-    raise UsageError(f"--devices {n}: {backend} finds {len(devices)}")
+    return found.size * n, found.accumulate
 
 
 def watchers(args: argparse.Namespace, monitor: str, memory: Any, prune: Any) -> list[Any]:
@@ -115,6 +101,9 @@ def watchers(args: argparse.Namespace, monitor: str, memory: Any, prune: Any) ->
         from streamkit.training.profiling import Profile
 
         out.append(Profile(args.log_dir / "profile"))
+    for callback in out:
+        if isinstance(callback, (keras.callbacks.ModelCheckpoint, keras.callbacks.TensorBoard)):
+            callback.async_safe = True  # they do nothing after a step here, so Keras need not wait for the device
     return out
 
 
@@ -169,11 +158,9 @@ def smaller_forms(
     args: argparse.Namespace, model: Any, job: Any, accumulate: int, data: Any, judged: Any, again: Callable[..., Any]
 ) -> Iterator[Any]:
     """A row for the trained model and each form that was asked for, measured on `judged`; `again` trains."""
-    import keras
-
+    from streamkit.training import peaks
     from streamkit.training.forms import Forms
     from streamkit.training.job import compiled, n_updates
-    from streamkit.training.peaks import compiled_nbytes
 
     def fine_tune(model: Any) -> None:
         compiled(model, job.rate / 3, n_updates(args.fine_tune, len(data), accumulate), accumulate)
@@ -182,9 +169,13 @@ def smaller_forms(
         again(model, folder, epochs=args.fine_tune)
 
     def step_nbytes(model: Any) -> int | None:
-        if args.report is None or keras.backend.backend() != "jax":
+        if args.report is None:
             return None
-        return compiled_nbytes(model, data[0], data.batch_size)
+        try:
+            return peaks.step_nbytes(model, data[0], data.batch_size // args.devices)
+        except streamkit.ResourceError as error:
+            print(f"the peak of a step is not known: {error}", file=sys.stderr)
+            return None
 
     return Forms(
         batches=judged,
@@ -209,6 +200,7 @@ def train(args: argparse.Namespace) -> None:
 
     import keras  # picks the device by itself
 
+    from streamkit.training.devices import Devices
     from streamkit.training.job import Job
     from streamkit.training.networks import Design, default_model, refuse_misfit
 
@@ -217,21 +209,23 @@ def train(args: argparse.Namespace) -> None:
     backend = keras.backend.backend()
     if args.quantize == "tflite" and backend != "tensorflow":
         raise UsageError(f"--quantize tflite needs TensorFlow, this is {backend}", hint="Pass --backend tensorflow.")
-    options = {}
+    devices = Devices(args.devices)
+    options, longest = {}, {}
     model_name = args.model or default_model(task.shape)
     design = Design(model_name, args.conv, args.width, args.norm, args.remat, augment=args.augment)
     refuse_misfit(design, task.shape)
     if len(task.shape) == 1:
-        vocabulary, longest = tokens_of(args.out, task)
+        vocabulary, longest["pad_to"] = tokens_of(args.out, task)
         design = replace(design, vocabulary=vocabulary)
-        options["pad_to"] = longest if backend == "jax" else "batch"  # JAX compiles each length anew
+        options = longest if backend == "jax" else {}  # JAX compiles each length anew
     job = Job(design, task.shape, task.field.dtype, len(task.label.class_names), args.rate, 1)
-    with on_devices(args.devices):
-        train_job(args, task, job, options)
+    batch = batch_of(args, task, job, **longest)  # in another process: this one is not to hold the devices yet
+    with devices.scope():
+        train_job(args, task, job, batch, options | {"device": devices.target})
 
 
-def train_job(args: argparse.Namespace, task: Task, job: Any, options: dict[str, Any]) -> None:
-    """Train, make the smaller forms, write the report; `options` are the loaders'."""
+def train_job(args: argparse.Namespace, task: Task, job: Any, batch: tuple[int, int], options: dict[str, Any]) -> None:
+    """Train, make the smaller forms, write the report; `batch` is of `batch_of`, `options` are the loaders'."""
     import keras
 
     from streamkit.training.job import built, chosen, n_updates, settings
@@ -239,8 +233,11 @@ def train_job(args: argparse.Namespace, task: Task, job: Any, options: dict[str,
     from streamkit.training.searching import Choice
 
     class_weight = streamkit.open(args.out).class_weights(task.splits[0]) if args.class_weights else None
-    batch_size, accumulate = batch_of(args, task, job)
+    batch_size, accumulate = batch
     data, val, judged = loaders(args, task, batch_size, **options)
+    for split in sorted({task.splits[1] or task.judged, task.judged}):
+        if (part := part_of(args, split)) != split:
+            print(f"{part} instead of {split}, so that {args.devices} devices share every batch", file=sys.stderr)
     way = args.loader or ("tf" if keras.backend.backend() == "tensorflow" else "keras")
     ways = tuple(None if source is None else getattr(source, f"as_{way}")() for source in (data, val))
     job = replace(job, n_updates=n_updates(args.epochs, len(data), accumulate))

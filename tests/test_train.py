@@ -218,6 +218,45 @@ def test_ragged_texts_as_tokens(tmp_path: Path) -> None:
     assert float(last.split("val_accuracy: ")[1].split()[0]) >= 0.95
 
 
+def test_auto_tries_texts_as_long_as_the_longest(tmp_path: Path, here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of 40 texts is 200 tokens long, and the others 5; the batch is sized for the one, on each of the devices."""
+    from streamkit.training import batching
+
+    for number in range(40):
+        file = tmp_path / "raw" / "ab"[number % 2] / f"{number}.npy"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        np.save(file, np.ones(200 if number == 7 else 5, np.int64))
+    streamkit.convert(tmp_path / "raw", tmp_path / "out", format="hdf5", workers=1)
+    asked: list[Any] = []
+
+    def largest_batch(build: Any, like: Any, update: int, limit: int | None, largest: int, remember: Any) -> Any:
+        asked.append((like[0].shape, update, largest))
+        raise streamkit.ResourceError("asked")
+
+    monkeypatch.setattr(batching, "largest_batch", largest_batch)
+    for devices, expected in (("1", (64, 32)), ("2", (32, 16))):
+        run = here(tmp_path / "out", "--batch-size", "auto:64", "--accumulate", "2", "--devices", devices)
+        assert (run.returncode, run.stderr) == (5, "train: asked\n")
+        assert asked.pop() == ((1, 200), *expected)
+
+
+def test_a_run_s_callbacks_make_keras_wait_for_no_step(images: Path, here: Here, tmp_path: Path, fits: Calls) -> None:
+    """With checkpoints and logs, too: Keras asks each callback whether a thread may call it."""
+    import keras
+
+    run = here(
+        images, "--epochs", "1", "--image-size", "8x8", "--width", "0.25", "--resume", tmp_path / "run",
+        "--log-dir", tmp_path / "logs", "--patience", "3",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    callbacks = fits[0]["callbacks"]
+    names = {type(callback).__name__ for callback in callbacks}
+    assert names >= {"MemoryMonitor", "EpochReport", "ModelCheckpoint", "TensorBoard", "CSVLogger", "EarlyStopping"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("keras.src.callbacks.callback_list.backend.IS_THREAD_SAFE", True)
+        assert keras.callbacks.CallbackList(callbacks)._async_train
+
+
 # A run in its folder, and what comes after it
 
 
@@ -407,21 +446,60 @@ def test_what_cannot_be_trained_is_refused_in_one_line(
         assert "resnet takes images" in refusal(tmp_path / "series", "--model", "resnet", *size)
         assert "keeps moving averages" in refusal(tmp_path / "series", "--remat", *size)
     assert "only images are augmented" in refusal(tmp_path / "series", "--augment")
+    line = refusal(images, "--devices", "2", "--batch-size", "33")
+    assert line == "train: a batch of 33 samples does not divide among 2 devices. Take 32 or 34."
+    assert "batch of 255 samples" in refusal(images, "--devices", "2", "--batch-size", "auto:255")
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     line = refusal(tmp_path / "series", "--devices", "2")
-    assert line.startswith("train: --devices 2: Keras on PyTorch trains on one device. ")
+    assert line.startswith("train: 2 devices: Keras on PyTorch trains on one. ")
+
+
+# Two devices that XLA, or TensorFlow, makes of one CPU; tells how every training batch lies on them.
+DIVIDED = """
+import os, runpy, sys
+if os.environ["KERAS_BACKEND"] == "tensorflow":
+    import tensorflow as tf
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras
+from streamkit.training.timing import EpochReport
+count = EpochReport._n_samples
+def n_samples(self, batch):
+    x = keras.tree.flatten(batch)[0]
+    where = [shard.data for shard in getattr(x, "addressable_shards", ())]
+    if os.environ["KERAS_BACKEND"] == "tensorflow":
+        where = self._strategy.experimental_local_results(x)
+    print("parts", *(len(part) for part in where), file=sys.stderr)
+    return count(self, batch)
+EpochReport._n_samples = n_samples
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.mark.slow
-def test_two_devices_of_jax_train_as_one(images: Path) -> None:
-    """Two devices that XLA makes of one CPU: every global batch is the same, so the epochs' figures are."""
-    pytest.importorskip("jax")
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_two_devices_share_every_batch_and_train_as_one(images: Path, tmp_path: Path, backend: str) -> None:
+    """Every global batch is the same, so the epochs' figures are; of an odd number of samples to validate on one is left."""
+    pytest.importorskip(backend)
+    shutil.copytree(images.parent / "raw", tmp_path / "raw")
+    next((tmp_path / "raw" / "val" / "circle").iterdir()).unlink()
+    streamkit.convert(tmp_path / "raw", tmp_path / "out", format="tfrecord", workers=1)
     options = ("--epochs", "2", "--batch-size", "8", "--norm", "group", "--model", "small_cnn", "--width", "0.25")
-    env = {"KERAS_BACKEND": "jax", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    one, two = (lines(train(images, *options, "--devices", n, **env), VALIDATED + COST, 2) for n in "12")
-    for line, other in zip(one, two, strict=True):
+    env = {"KERAS_BACKEND": backend, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    more = ("--devices", "2", "--low-rank", "0.9", "--fine-tune", "1", "--resume", tmp_path / "run")
+    one = train(tmp_path / "out", *options, **env)
+    two = train(tmp_path / "out", *options, *more, preamble=DIVIDED, **env)
+    assert two.returncode == 0, two.stderr[-3000:]
+    *found, trained, low_rank = two.stdout.splitlines()
+    for line, other in zip(lines(one, VALIDATED + COST, 2), found, strict=True):
+        assert re.fullmatch(VALIDATED + COST, other)
         assert loss(other) == pytest.approx(loss(line), rel=1e-3)
-        assert loss(other.split("val_")[1]) == pytest.approx(loss(line.split("val_")[1]), rel=1e-3)
+        assert loss(other.split("val_")[1]) == pytest.approx(loss(line.split("val_")[1]), rel=0.1)
+    assert trained.startswith("trained: ") and low_rank.startswith("low rank 0.9: ")
+    parts = [line for line in two.stderr.splitlines() if line.startswith("parts")]
+    assert parts == ["parts 4 4"] * 2 * 10
+    assert "val[:30] instead of val, so that 2 devices share every batch" in two.stderr
 
 
 def test_one_logit_too_is_judged_by_the_class_that_it_says() -> None:

@@ -84,7 +84,13 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--seed", type=at_least(0), default=0, metavar="N", help="of weights and order, default: 0")
     add("--backend", choices=("tensorflow", "jax", "torch"), help="default: what Keras is set to")
     add("--loader", choices=("tf", "keras"), help="default: what suits the backend of Keras")
-    add("--devices", type=at_least(1), default=1, metavar="N", help="GPUs to train on, default: 1")
+    add(
+        "--devices",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="train on so many GPUs, or CPUs where there is none; default: 1",
+    )
     add("--class-weights", action="store_true", help="weigh classes by how rare they are")
     for group in (_network, _memory, _smaller, _run):
         group(parser)
