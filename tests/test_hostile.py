@@ -52,6 +52,7 @@ def sign(path: Path, change: Callable[[dict[str, Any]], None] = lambda data: Non
             entry["digest"] = blake3.blake3(content).hexdigest()
             if "bytes" in entry:
                 entry["bytes"] = len(content)
+        split["bytes"] = sum(shard["bytes"] for shard in split["shards"])
     change(data)
     data["dataset_id"] = blake3.blake3(canonical(data).encode()).hexdigest()
     (path / "manifest.json").write_text(canonical(data))

@@ -72,7 +72,7 @@ def undecodable(
             if names and manifest.root is None:  # columns of adopted files may come from elsewhere
                 check = functools.partial(contradictions, place, manifest, tables, tables.index.table(names))
                 for found in pool.map(check, [i for i, s in enumerate(split.shards) if s.file not in lost]):
-                    out += found
+                    out += [p for p in found if (p.file, p.record) not in {(q.file, q.record) for q in out}]
         reader.files.close()
     return out
 
