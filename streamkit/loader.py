@@ -88,7 +88,7 @@ class Loader(Stream):
             (64, 256): each batch to the smallest that holds it, and samples of like length come together while shuffling.
         on_corrupt: "raise", or "skip": bad samples are left out and logged once each (logger "streamkit"); batches are
             shorter by them, under drop_remainder the next good samples stand in, so that shapes stay static.
-        max_bad: share of the samples that may be bad before "skip" raises after all.
+        max_bad: share of the samples that may be bad before "skip" raises after all; each process counts what it met.
         max_pixels: of a picture; a larger one is refused, whatever the manifest allows. Decoding takes 4 bytes a pixel.
         manifest_digest: the `dataset_id` that the dataset must have; see `streamkit.open`.
         cache_dir: folder that keeps what comes from a server, for all processes and later runs; by content, never stale.
