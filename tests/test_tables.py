@@ -441,3 +441,17 @@ def test_chunks_of_any_bytes_are_arrays_or_errors(codec: str) -> None:
             assert array.decode_chunk(bytes(bad), names, 4, values.nbytes).nbytes == values.nbytes
         except array.BadArray:
             continue
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(("name", "column"), [("pictures", "image.offset"), ("plain", "x.offset"), ("gzip", "")])
+def test_bench_tells_of_damage(
+    made: Path, tmp_path: Path, name: str, column: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copied(made, name, tmp_path)
+    split = streamkit.open(path).splits["train"]
+    rows = pq.read_table(path / (split.index if column else str(split.chunks))).to_pylist()
+    for row in rows:
+        reading.flip(path / row["shard"], row[column or "offset"] + 8)
+    assert main(["bench", str(path), "--quiet"]) == 4
+    assert "cannot be read: crc32c is" in capsys.readouterr().err

@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,8 +24,11 @@ import numpy.typing as npt
 
 from streamkit.chunks import chunk_nbytes, grid, pipeline
 from streamkit.codecs import image
-from streamkit.codecs.array import decode_chunk
+from streamkit.codecs.array import BadArray, decode_chunk
 from streamkit.codecs.resize import recolor, resize
+from streamkit.errors import DamagedError, RefusedError
+from streamkit.guard import mend
+from streamkit.native import BadRange
 from streamkit.payloads import Payloads
 from streamkit.reader import Reader
 from streamkit.readplan import ReadPlan
@@ -67,14 +71,23 @@ def stage_seconds(
         size: (height, width) [pixel] that pictures are resized to; None where all are of one size.
         dtype: of images in a batch.
         budget_s: time a stage and field [s].
+
+    Raises:
+        DamagedError: a sample cannot be read.
+        RefusedError: a picture is too large.
     """
     out = dict.fromkeys(STAGES, 0.0)
     for field in reader.fields:
         if not field.is_payload:
             continue
         costs = _chunked if field.chunk_rows is not None else _addressed
-        for stage, seconds in costs(reader, field, rows, batch_size, size, budget_s).items():
-            out[stage] += seconds
+        try:
+            for stage, seconds in costs(reader, field, rows, batch_size, size, budget_s).items():
+                out[stage] += seconds
+        except (BadRange, BadArray, image.BadImage) as error:  # the stages are timed without what names the record
+            kind = RefusedError if isinstance(error, image.BadImage) and error.refused else DamagedError
+            what = f"a sample's {field.name} cannot be read: {error}"
+            raise kind(what, path=reader.root, hint=mend(os.fspath(reader.root))) from None
         out["batch"] += _stacking(reader, field, rows, batch_size, size, dtype, budget_s)
     return out
 
