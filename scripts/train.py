@@ -220,6 +220,7 @@ def train(args: argparse.Namespace) -> None:
         options = longest if backend == "jax" else {}  # JAX compiles each length anew
     job = Job(design, task.shape, task.field.dtype, len(task.label.class_names), args.rate, 1)
     batch = batch_of(args, task, job, **longest)  # in another process: this one is not to hold the devices yet
+    devices.refuse_unsafe(args.precision, batch[1])
     with devices.scope():
         train_job(args, task, job, batch, options | {"device": devices.target})
 

@@ -122,6 +122,14 @@ def test_batches_go_to_an_accelerator_ahead_of_use_and_stay_where_there_is_none(
     assert Devices(1).target is cuda
 
 
+def test_what_replicas_of_tensorflow_get_wrong_is_refused() -> None:
+    Devices(1).refuse_unsafe("mixed_float16", 4)
+    Devices(2).refuse_unsafe("mixed_bfloat16", 1)
+    for precision, accumulate, reason in (("mixed_float16", 1, "overflow"), ("float32", 2, "cannot accumulate")):
+        with pytest.raises(streamkit.UsageError, match=reason):
+            Devices(2).refuse_unsafe(precision, accumulate)
+
+
 # Two devices that XLA makes of one CPU: weights after `fit` on one and on both, and how each batch lay.
 JAX = """
 import json, sys

@@ -82,6 +82,22 @@ class Devices:
 
         return tf.distribute.MirroredStrategy(names[: self.n])
 
+    def refuse_unsafe(self, precision: str, accumulate: int) -> None:
+        """Say what several replicas of TensorFlow cannot do in Keras 3, before it ends in NaN or in an error of its own.
+
+        Raises:
+            UsageError: loss scaling, which looks for overflow in the gradients of the first replica only; or accumulation.
+        """
+        if self.n == 1 or keras.backend.backend() != "tensorflow":
+            return
+        hint = "Pass --backend jax, or take one device."
+        if precision == "mixed_float16":
+            raise UsageError(
+                f"mixed_float16 on {self.n} devices: an overflow on one but the first is not seen", hint=hint
+            )
+        if accumulate > 1:
+            raise UsageError(f"{self.n} devices cannot accumulate gradients in TensorFlow", hint=hint)
+
     def scope(self) -> AbstractContextManager[Any]:
         """Where models are made, trained and used; Keras on JAX divides batches nowhere else."""
         return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
