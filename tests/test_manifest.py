@@ -231,7 +231,7 @@ def test_facts_of_the_wrong_kind(changes: dict[str, Any]) -> None:
 def test_a_shard_is_named_once() -> None:
     shard = json.loads(small().dump())["splits"]["train"]["shards"][0]
     with pytest.raises(DamagedError, match="twice"):
-        Manifest.parse(signed(splits__train__shards=[shard, shard], splits__train__samples=6))
+        Manifest.parse(signed(splits__train__shards=[shard, shard], splits__train__samples=6, splits__train__bytes=200))
 
 
 @pytest.mark.fault(48)
