@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +61,16 @@ class Feed:
         held = self.loader.held(epoch, batch)
         return held.as_tf() if self.through_tf else Part(held, epoch, batch)
 
+    @contextmanager
+    def open(self, epoch: int, batch: int = 0) -> Iterator[Any]:
+        """The same; no thread is left of them, though TensorFlow keeps a PyDataset that it once had for good."""
+        batches = self.epoch(epoch, batch)
+        try:
+            yield batches
+        finally:
+            if isinstance(batches, Part):
+                batches.close()
+
     def steps(self, batch: int = 0) -> int | None:
         """How many that are, where Keras has to be told: TensorFlow loses count of what it moves to a device."""
         return len(self.loader) - batch if self.through_tf and self.loader.device is not None else None
@@ -92,4 +103,12 @@ class Part(keras.utils.PyDataset):
                 stream = self.loader.stream(epoch, range(start + index, len(self.loader)))
                 self._stream = stream if self._move is None else ahead(self._move, stream)
             self._next = index + 1
-            return next(self._stream)
+            batch = next(self._stream)
+            if self._next == len(self):
+                self._stream = iter(())
+            return batch
+
+    def close(self) -> None:
+        """End the threads that make batches."""
+        with self._lock:
+            self._stream, self._next = iter(()), -1

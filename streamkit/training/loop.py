@@ -95,16 +95,17 @@ def fit(
     loop.resume()
     with _ended_once(model), _closed_on_error(callbacks), held() as loop.signals:
         while loop.epoch < epochs and not loop.stopped:
-            model.fit(
-                feed.epoch(loop.epoch, loop.batch),
-                steps_per_epoch=feed.steps(loop.batch),
-                **_validation(validation),
-                initial_epoch=loop.epoch,
-                epochs=loop.epoch + 1,
-                callbacks=loop,
-                shuffle=False,  # the loader has shuffled, over the whole split
-                class_weight=class_weight,
-            )
+            with feed.open(loop.epoch, loop.batch) as batches:
+                model.fit(
+                    batches,
+                    steps_per_epoch=feed.steps(loop.batch),
+                    **_validation(validation),
+                    initial_epoch=loop.epoch,
+                    epochs=loop.epoch + 1,
+                    callbacks=loop,
+                    shuffle=False,  # the loader has shuffled, over the whole split
+                    class_weight=class_weight,
+                )
     loop.end()
     return loop.history
 
