@@ -22,6 +22,7 @@ import streamkit
 from streamkit.errors import UsageError
 from streamkit.training.failures import streamkit_error
 from streamkit.training.flags import parse_arguments
+from streamkit.training.refusing import refuse_foreign, refuse_unwritable
 from streamkit.training.task import Task, task_of, tokens_of
 
 # Modules of streamkit.training that load Keras are imported where they are used: --backend has to be set before, and a
@@ -190,6 +191,10 @@ def smaller_forms(
 
 def train(args: argparse.Namespace) -> None:
     task = task_of(streamkit.open(args.out), args.image_size)
+    for folder in filter(None, (args.resume, args.log_dir)):
+        refuse_foreign(folder)
+    if args.report is not None:
+        refuse_unwritable(args.report)
     # Only looked for, never imported: with KERAS_BACKEND=jax or torch the rest works without TensorFlow.
     if args.loader == "tf" and importlib.util.find_spec("tensorflow") is None:
         raise UsageError("--loader tf needs TensorFlow, which is not installed", hint="Pass --loader keras.")

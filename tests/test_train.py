@@ -532,6 +532,7 @@ def test_large_images_are_augmented_unless_told_otherwise(side: int, augment: bo
         ("--tune", "needs --resume or --log-dir"),
         ("--tune --resume run --prune 0.5", "chooses how much to prune"),
         ("--save-every 5", "needs --resume"),
+        ("--quantize tflite --model lstm", "no recurrent layer"),
         ("--memory-limit 1GB", "for --batch-size auto"),
         ("--batch-size auto:", "not a whole number"),
         ("--image-size 96", "not HxW"),
@@ -544,6 +545,22 @@ def test_flags_that_contradict_are_refused(text: str, reason: str, capsys: pytes
     with pytest.raises(SystemExit, match="2"):
         parse_arguments(["out", *text.split()])
     assert reason in capsys.readouterr().err
+
+
+def test_what_could_not_be_written_is_told_before_training(images: Path, tmp_path: Path, here: Here) -> None:
+    before = sorted(images.iterdir())
+    (tmp_path / "file").touch()
+    report = tmp_path / "none" / "x.html"
+    for option, path, reason in (
+        ("--report", report, f"there is no folder {tmp_path / 'none'}. Make it, or write elsewhere."),
+        ("--report", tmp_path, "this is a folder, expected a file to write. Name a file in it."),
+        ("--resume", images, "a dataset lies here, and a run is kept in a folder of its own. Name another."),
+        ("--log-dir", images, "a dataset lies here, and a run is kept in a folder of its own. Name another."),
+        ("--resume", tmp_path / "file", "this is a file, and a run is kept in a folder. Name another."),
+    ):
+        run = here(images, option, path)
+        assert (run.returncode, run.stdout, run.stderr) == (2, "", f"train: {path}: {reason}\n")
+    assert sorted(images.iterdir()) == before
 
 
 def test_mistakes_are_told_before_a_framework_is_loaded(images: Path) -> None:

@@ -156,6 +156,8 @@ def _refuse(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error("--tune needs --resume or --log-dir, where its trials are kept")
     if args.tune and args.prune is not None:
         parser.error("--tune chooses how much to prune, so --prune does not go with it")
+    if args.quantize == "tflite" and args.model == "lstm":
+        parser.error("--quantize tflite makes no recurrent layer int8, so --model lstm does not go with it")
     if args.save_every is not None and args.resume is None:
         parser.error("--save-every needs --resume")
     if args.memory_limit is not None and isinstance(args.batch_size, int):
