@@ -105,7 +105,7 @@ class Loader(Stream):
         RefusedError: a limit exceeded, or what leads out of the dataset; likewise.
     """
 
-    @refuses_unknown
+    @refuses_unknown("streamkit.Loader")
     def __init__(
         self,
         path: str | os.PathLike[str],

@@ -62,6 +62,13 @@ def test_peaks_reach_the_logs_and_every_reading_the_file(tmp_path: Path) -> None
     assert "host_mb" in (tmp_path / "epochs.csv").read_text().splitlines()[0]
 
 
+def test_a_file_in_no_folder_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path / "none" / "x.csv", "there is no folder"), (tmp_path, "this is a folder")):
+        with pytest.raises(streamkit.UsageError, match=reason):
+            tiny().fit(X, Y, verbose=0, callbacks=[MemoryMonitor(path)])
+    assert not threads() and not any(tmp_path.iterdir())
+
+
 class Broken(keras.callbacks.Callback):
     """Training that raises at the end of an epoch."""
 

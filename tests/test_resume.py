@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -262,6 +263,25 @@ def test_what_cannot_be_continued_is_refused_at_once(out: Path, tmp_path: Path) 
         fit(recorder([]), streamkit.Loader(out, batch_size=None), **options)
     with pytest.raises(streamkit.UsageError, match="no batch"):
         fit(recorder([]), streamkit.Loader(out, batch_size=N + 1, drop_remainder=True), **options)
+    for unknown, hint in (
+        ({"every_step": 5}, "Did you mean 'every_steps'? See help(streamkit.training.fit)."),
+        ({"validation_data": None}, "Pass validation=."),
+    ):
+        with pytest.raises(TypeError, match=re.escape(hint)) as caught:
+            fit(recorder([]), streamkit.Loader(out), **options, **unknown)
+        assert isinstance(caught.value, streamkit.UsageError)
+    for steps, reason in ((0, "at least 1"), (-1, "at least 1"), (2.5, "a whole number")):
+        with pytest.raises(streamkit.UsageError, match=f"every_steps is {steps}, expected {reason}"):
+            fit(recorder([]), streamkit.Loader(out), every_steps=steps, **options)
+    with pytest.raises(streamkit.UsageError, match=r"is not compiled.* Call model\.compile"):
+        fit(keras.Sequential([keras.layers.Dense(3)]), streamkit.Loader(out), **options)
+    before = sorted(out.iterdir())
+    with pytest.raises(streamkit.UsageError, match="a dataset lies here"):
+        fit(recorder([]), streamkit.Loader(out), **options | {"run_dir": out})
+    assert sorted(out.iterdir()) == before
+    (tmp_path / "mem.csv").touch()
+    with pytest.raises(streamkit.UsageError, match=r"mem\.csv: this is a file, and a run is kept in a folder"):
+        fit(recorder([]), streamkit.Loader(out), **options | {"run_dir": tmp_path / "mem.csv"})
     with pytest.raises(streamkit.UsageError, match="got a tuple, expected"):
         fit(recorder([]), (np.zeros((4, 6)), np.zeros(4)), **options)
 

@@ -319,8 +319,13 @@ def test_a_search_prices_size_and_goes_on_where_it_was(shapes: tuple[Any, Any], 
 def test_an_estimate_counts_what_a_step_keeps() -> None:
     model = network()
     with pytest.raises(streamkit.UsageError, match="shapes"):
-        estimate(keras.Sequential([keras.layers.Dense(2)]), 8)
+        estimate(compiled(keras.Sequential([keras.layers.Dense(2)])), 8)
+    with pytest.raises(streamkit.UsageError, match=r"is not compiled.* Call model\.compile"):
+        estimate(network(), 8)
     compiled(model)
+    for size, expected in ((0, "at least 1"), (-1, "at least 1"), ("16", "a whole number"), (None, "at least 1")):
+        with pytest.raises(streamkit.UsageError, match=f"batch_size is .*, expected {expected}"):
+            estimate(model, size)
     one, four = estimate(model, 16), estimate(model, 64)
     assert four.activations_nbytes == 4 * one.activations_nbytes
     assert four.total_nbytes - one.total_nbytes == 3 * one.activations_nbytes

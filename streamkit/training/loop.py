@@ -25,13 +25,17 @@ from typing import Any
 
 import keras
 
+from streamkit.arguments import refuses_unknown
 from streamkit.errors import UsageError
 from streamkit.replicas import refuse_workers_of_keras
 from streamkit.training.feeding import Feed
 from streamkit.training.interrupting import Held, held
+from streamkit.training.refusing import refuse_foreign, refuse_uncompiled
 from streamkit.training.state import FILE_NAME, Arrays, State, build, put_back, random_states, refuse_others
+from streamkit.units import whole
 
 
+@refuses_unknown("streamkit.training.fit")
 def fit(
     model: Any,
     loader: Any,
@@ -74,13 +78,18 @@ def fit(
     Raises:
         UsageError: the run in `run_dir` is one of another dataset, split, seed, batch size, model, backend or settings;
             says which.
+            Or the model is not compiled, `run_dir` is a dataset or a file, or `every_steps` is below 1.
             Or the model is to train on several workers of tf.distribute, which Keras 3 cannot; or batches do not divide
             among the devices of keras.distribution.
         DamagedError: the saved state is cut or altered.
         ResourceError: it cannot be written.
     """
     refuse_workers_of_keras(getattr(model, "distribute_strategy", None))
+    refuse_uncompiled(model)
+    if (whole("every_steps", every_steps) or 0) < 1:
+        raise UsageError(f"every_steps is {every_steps}, expected at least 1")
     feed = Feed.of(loader)
+    refuse_foreign(Path(run_dir))
     file = Path(run_dir) / FILE_NAME
     file.parent.mkdir(parents=True, exist_ok=True)
     callbacks = list(callbacks)

@@ -9,6 +9,8 @@
 True
 >>> need.activations_nbytes == 32 * 4 * (100 + 50 + 10)
 True
+>>> repr(need).endswith(f", activations 20,480 B, together {need.total_nbytes:,} B>")
+True
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ import keras
 import numpy as np
 
 from streamkit.errors import UsageError
+from streamkit.training.refusing import refuse_uncompiled
+from streamkit.units import whole
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Estimate:
     gradients_nbytes: int
     optimizer_nbytes: int
     activations_nbytes: int
+
+    def __repr__(self) -> str:
+        parts = (f"{field.name.removesuffix('_nbytes')} {getattr(self, field.name):,} B" for field in fields(self))
+        return f"<Estimate: {', '.join(parts)}, together {self.total_nbytes:,} B>"
 
     @property
     def total_nbytes(self) -> int:
@@ -58,8 +66,11 @@ def estimate(model: Any, batch_size: int) -> Estimate:
         batch_size: samples a (micro-)batch.
 
     Raises:
-        UsageError: the model is not built, so shapes are not known.
+        UsageError: the model is not built, so shapes are not known; or not compiled; or `batch_size` is below 1.
     """
+    if (whole("batch_size", batch_size) or 0) < 1:
+        raise UsageError(f"batch_size is {batch_size}, expected at least 1")
+    refuse_uncompiled(model)
     if not model.built or not getattr(model, "inputs", None):
         raise UsageError("the model's shapes are not known yet", hint="Give it an Input, or build it.")
     optimizer = model.optimizer

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 import keras
 
+from streamkit.training.refusing import refuse_unwritable
 from streamkit.training.usage import Memory, gpu_handle, read_memory, reset_peak
 
 _INTERVAL_S = 0.5
@@ -50,6 +51,9 @@ class MemoryMonitor(keras.callbacks.Callback):
         samples: (seconds since training began, Memory) of this process's training; of a long one every second reading,
             every fourth, ..., so that there are never more than 4,096.
         missing: why nothing is known of a GPU; "" if something is.
+
+    Raises (when training begins):
+        UsageError: `path` is a folder, or in none.
     """
 
     def __init__(self, path: str | Path | None = None, live: bool = False) -> None:
@@ -144,6 +148,7 @@ def _opened(path: str | Path | None) -> tuple[float, IO[str] | None]:
     """(seconds of the last reading in a file, the file, open for more)."""
     if path is None:
         return 0.0, None
+    refuse_unwritable(path)
     seconds, file = 0.0, Path(path).open("a+", newline="")  # noqa: SIM115  till training ends
     if not file.tell():
         csv.writer(file).writerow(["seconds", *(field.name for field in fields(Memory))])
