@@ -846,6 +846,47 @@ def test_another_source_is_another_dataset(tmp_path: Path) -> None:
         convert(source, tmp_path / "out", "tfrecord")
 
 
+@pytest.mark.parametrize("append", [False, True])
+def test_an_unfinished_conversion_is_of_its_own_source(tmp_path: Path, append: bool, capsys: Any) -> None:
+    """Another one is refused and deletes nothing; the same goes on when it was mended, and when it was moved."""
+    source, out = class_folders(tmp_path / "src", {"a": 30}), tmp_path / "out"
+    args = ["--format", "tfrecord", "--workers", "1", "--shard-size", "5KB"]
+    if append:
+        assert main(["convert", str(class_folders(tmp_path / "old", {"b": 3})), str(out), *args]) == 0
+        args.append("--append")
+    write_files(source, {"a/bad.png": encoded(noise(9, 9))[:60]})
+    assert main(["convert", str(source), str(out), *args]) == 3  # nothing is published, whole shards are kept
+    begun = digests(out)
+    assert len([name for name in begun if name.endswith(".tfrecord")]) > 2
+    capsys.readouterr()
+    other = class_folders(tmp_path / "other", {"c": 3})
+    assert main(["convert", str(other), str(out), *args]) == 2
+    stderr = capsys.readouterr().err
+    assert f"an unfinished conversion of another source lies here: of {source}" in stderr, stderr
+    assert ("delete" if append else "--overwrite") in stderr
+    assert {name: digest for name, digest in digests(out).items() if "lock" not in name} == {
+        name: digest for name, digest in begun.items() if "lock" not in name
+    }
+    (source / "a" / "bad.png").unlink()
+    write_files(source, {"a/good.png": encoded(noise(9, 9))})
+    source.rename(tmp_path / "moved")
+    assert main(["convert", str(tmp_path / "moved"), str(out), *args]) == 2  # neither place nor contents are the same
+    (tmp_path / "moved").rename(source)
+    assert main(["convert", str(source), str(out), *args]) == 0
+    assert streamkit.verify(out).ok and not (out / ".streamkit").exists()
+
+
+def test_overwrite_gives_up_what_another_source_began(tmp_path: Path) -> None:
+    source, other = class_folders(tmp_path / "src", {"a": 30}), class_folders(tmp_path / "other", {"c": 3})
+    write_files(source, {"a/bad.png": encoded(noise(9, 9))[:60]})
+    for overwrite in (False, True):
+        with pytest.raises(SourceError):
+            streamkit.convert(source, tmp_path / "out", format="hdf5", workers=1, shard_size="5KB", overwrite=overwrite)
+    report = streamkit.convert(other, tmp_path / "out", format="hdf5", workers=1, shard_size="5KB", overwrite=True)
+    assert report.manifest.splits["train"].samples == 3
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
 @both
 def test_on_bad_is_no_part_of_the_identity(tmp_path: Path, format: str) -> None:
     """The error says "or pass --on-bad skip": then that must work, and give what skipping at once gives."""

@@ -2,6 +2,7 @@
 
     OUT/.streamkit/lock                 held by the converter at work, see `Lock`
     OUT/.streamkit/plan.json            options: continuing with others is refused
+    OUT/.streamkit/source.json          where the source lies and what it holds: continuing with another is refused
     OUT/.streamkit/SHARD.part           the shard's index rows (Arrow), written after the shard itself
 
 A shard counts as finished when its part is there, names the shard's size, and was made of the same items; so killing a
@@ -70,15 +71,24 @@ class Part:
 
 
 class Journal:
-    """Owns the work folder and its lock. `anew`: drop what a conversion with other options left there.
+    """Owns the work folder and its lock.
+
+    Args:
+        out: the folder that is written to.
+        identity: options; those of what lies there must be the same.
+        anew: drop what a conversion with other options or of another source left there.
+        source: where the source lies, and its fingerprint. One of them may have changed: a source may be mended, or moved.
 
     Raises (on entry):
         BusyError: another converter holds the lock.
-        UsageError: the work folder belongs to a conversion with other options, and not `anew`.
+        UsageError: the work folder belongs to a conversion with other options or of another source, and not `anew`.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], anew: bool = False) -> None:
+    def __init__(
+        self, out: Path, identity: Mapping[str, Any], anew: bool = False, source: Mapping[str, str] | None = None
+    ) -> None:
         self.out, self.folder, self.identity, self.anew = out, out / WORK_FOLDER, identity, anew
+        self.source = source
         self.before = ""  # who held the lock and never finished
 
     def __enter__(self) -> Journal:
@@ -86,6 +96,7 @@ class Journal:
         self.before = self._lock.before
         try:
             self._check_identity()
+            self._check_source()
         except BaseException:
             self._lock.__exit__()
             raise
@@ -115,6 +126,23 @@ class Journal:
             )
         if not plan.exists():
             write_atomic(plan, text.encode())
+
+    def _check_source(self) -> None:
+        place = self.folder / "source.json"
+        if self.source is None:
+            return
+        there = json.loads(place.read_text()) if place.exists() else self.source
+        if all(there[name] != value for name, value in self.source.items()):
+            if not self.anew:
+                raise UsageError(
+                    f"an unfinished conversion of another source lies here: of {there['path']}",
+                    path=self.out,
+                    hint=f"Finish that --append first, or delete {self.folder} to give it up."
+                    if "append_to" in self.identity
+                    else "Finish that one first, choose another output, or pass --overwrite.",
+                )
+            self._drop()
+        write_atomic(place, canonical(self.source).encode())
 
     def _drop(self) -> None:
         """Delete the shards that another conversion began, those of the dataset itself excepted."""

@@ -227,7 +227,9 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
     """Pass 2, under the lock: every shard, then the manifest."""
     before, options, final = survey.before, survey.options, survey.final
     identity = options.to_json() | ({} if before is None else {"append_to": before.manifest.dataset_id})
-    with way.open() as executor, Journal(target, identity, anew=way.overwrite) as journal:
+    path = os.fsencode(os.path.realpath(survey.src)).decode(errors="backslashreplace")
+    made_of = {"path": path, "fingerprint": survey.facts["fingerprint"]}
+    with way.open() as executor, Journal(target, identity, way.overwrite, made_of) as journal:
         # Again: another converter may just have ended.
         done = None if way.append else already_there(final, options, survey.facts, way.overwrite)
         if done is not None:
