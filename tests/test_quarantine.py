@@ -13,7 +13,8 @@ from converting import FORMATS, cli, digests, encoded, noise, write_files
 
 import streamkit
 from streamkit.convert import Report
-from streamkit.errors import UsageError
+from streamkit.errors import SourceError, UsageError
+from streamkit.reports.conversion import as_text
 
 GOOD = {f"{c}/{i}.png": encoded(noise(4, 4, seed=i)) for i, c in enumerate("abab")}
 
@@ -52,6 +53,30 @@ def test_the_policy_is_no_part_of_the_dataset(tmp_path: Path) -> None:
     convert(source, tmp_path / "two", on_bad="skip")
     assert digests(tmp_path / "one") == digests(tmp_path / "two")
     assert not (tmp_path / "two-quarantine").exists()
+
+
+def test_what_was_skipped_is_judged_again_where_the_dataset_is_there(tmp_path: Path) -> None:
+    """`skip`, then the others: "fail" lists it, "quarantine" copies it, and none forgets it or touches the dataset."""
+    source = write_files(tmp_path / "src", GOOD | {"a/bad.png": b"x"})
+    begun = convert(source, tmp_path / "out", on_bad="skip")
+    before = digests(tmp_path / "out")
+    with pytest.raises(SourceError, match="there without them") as caught:
+        convert(source, tmp_path / "out", on_bad="fail")
+    assert caught.value.bad == tuple((b.key, b.reason) for b in begun.skipped)
+    again = convert(source, tmp_path / "out", on_bad="skip")
+    assert again.already_done and again.skipped == begun.skipped and ", 1 skipped" in as_text(again)
+    assert not (tmp_path / "out-quarantine").exists()
+    aside = convert(source, tmp_path / "out")
+    assert aside.already_done and any("1 bad files were copied" in notice for notice in aside.notices)
+    assert (tmp_path / "out-quarantine" / "a" / "bad.png").read_bytes() == b"x"
+    assert digests(tmp_path / "out") == before
+
+
+def test_a_copy_that_was_dropped_is_not_bad(tmp_path: Path) -> None:
+    source = write_files(tmp_path / "src", GOOD | {"b/again.png": next(iter(GOOD.values()))})
+    for already_done in (False, True):
+        report = convert(source, tmp_path / "out", on_duplicate="drop", on_bad="fail")
+        assert report.already_done is already_done and len(report.skipped) == 1
 
 
 def test_split_folders_masks_and_dropped_copies(tmp_path: Path) -> None:

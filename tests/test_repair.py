@@ -22,6 +22,7 @@ from streamkit.cli import main
 from streamkit.convert import publish, run, skipped
 from streamkit.digest import file_digest
 from streamkit.health import rewrite
+from streamkit.reports.conversion import as_text
 from streamkit.splits import SideFile
 
 Copied = Callable[[str], Path]
@@ -162,6 +163,20 @@ def test_another_source_is_refused_and_nothing_changes(harm_sources: Path, copie
     with pytest.raises((SourceError, DamagedError), match=r"not the shard|cannot be converted"):
         streamkit.repair(path, source=changed, workers=1)
     assert {k: v for k, v in digests(path).items() if not k.startswith(".streamkit")} == before
+
+
+def test_a_dropped_record_is_not_forgotten_and_append_brings_it_back(tmp_path: Path) -> None:
+    source, out = class_folders(tmp_path / "src", {"a": 5}), tmp_path / "out"
+    options: dict[str, Any] = {"format": "tfrecord", "workers": 1}
+    streamkit.convert(source, out, **options)
+    reading.flip(out / "train-00000.tfrecord", 200)
+    (lost,) = streamkit.repair(out, drop=True).lost
+    report = streamkit.convert(source, out, **options)
+    assert report.already_done and [item.key for item in report.skipped] == [lost.key]
+    assert "is finished, without the 1 record that repair dropped; --append converts" in as_text(report)
+    assert streamkit.convert(source, out, append=True, **options).n_added == 1
+    assert streamkit.open(out).skipped == 0 and len(contents(out)) == 5
+    assert "finished and unchanged" in as_text(streamkit.convert(source, out, **options))
 
 
 def test_a_damaged_list_of_skipped_items_is_dropped_whole(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from streamkit.codecs.array import to_bytes
+from streamkit.convert import skipped
 from streamkit.convert.journal import Journal, Part
 from streamkit.convert.plan import Plan
 from streamkit.sources.listing import BadItem, Ints, Picture, Sample
@@ -46,7 +47,7 @@ class Duplicate(NamedTuple):
 
     def as_bad(self) -> BadItem:
         """The copy as an item that is left out."""
-        return BadItem(self.key, f"has the same content as {self.first} ({self.first_split})")
+        return BadItem(self.key, skipped.copy_of(self.first, self.first_split))
 
 
 def content_digest(sample: Sample) -> bytes:

@@ -6,6 +6,7 @@ False
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from streamkit.convert.append import Before
@@ -54,12 +55,12 @@ class Report:
     n_added: int = 0
 
 
-def unchanged(survey: Survey, manifest: Manifest) -> Report:
-    """The report of a dataset that is there, finished, and made of the same."""
+def unchanged(survey: Survey, manifest: Manifest, left_out: Sequence[BadItem], notices: tuple[str, ...]) -> Report:
+    """The report of a dataset that is there, finished, and made of the same but for items that were left out."""
     plan = Before(survey.final, manifest).plan(Plan((), ()))
-    notices = survey.items.listing.notices
-    sizes = (survey.n_items, survey.source_nbytes)
-    return Report(str(survey.final), manifest.schema, plan, manifest, *sizes, (), notices, 0.0, already_done=True)
+    notices = (*survey.items.listing.notices, *notices)
+    about = (str(survey.final), manifest.schema, plan, manifest, survey.n_items, survey.source_nbytes)
+    return Report(*about, tuple(left_out), notices, 0.0, already_done=True)
 
 
 def nothing_new(before: Before, n_items: int, notices: tuple[str, ...]) -> Report:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from streamkit.atomic import os_error, sync_folder
 from streamkit.codecs import image
+from streamkit.convert import skipped
 from streamkit.convert.anywhere import anywhere
 from streamkit.convert.append import Before
 from streamkit.convert.cluster import dask_executor
@@ -198,7 +199,7 @@ def _convert(survey: Survey, way: Way, dry_run: bool) -> Report:
         if (final / WORK_FOLDER).exists():  # a converter was killed between its manifest and its end
             with Journal(final, survey.options.to_json(), anew=True) as journal:
                 journal.remove()
-        return unchanged(survey, done)
+        return _there(survey, done, way)
     planned = survey.planned()
     report = Report(
         str(final),
@@ -234,7 +235,7 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
         done = None if way.append else already_there(final, options, survey.facts, way.overwrite)
         if done is not None:
             journal.remove()
-            return unchanged(survey, done)
+            return _there(survey, done, way)
         if before is not None and Manifest.load(final).dataset_id != before.manifest.dataset_id:
             raise BusyError("another converter has just appended here", path=final, hint="Run it again.")
         source, listing = survey.items.source, survey.items.listing
@@ -261,6 +262,17 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
     n_added = 0 if before is None else _n_samples(manifest) - _n_samples(before.manifest)
     notices = (*report.notices, *begun, *notices)
     return replace(report, manifest=manifest, skipped=bad, leaks=leaks, notices=notices, n_added=n_added)
+
+
+def _there(survey: Survey, done: Manifest, way: Way) -> Report:
+    """Of a dataset that is there: what was left out of it is judged as if it was left out now."""
+    left_out = skipped.read(survey.final) if done.skipped else []
+    bad = [item for item in left_out if skipped.is_bad(item)]
+    if bad and way.on_bad == "fail":
+        raise bad_items(bad, survey.n_items, there=True)
+    aside = way.on_bad == "quarantine"
+    notices = _quarantine(bad, (), survey.items.source, survey.src, survey.final) if aside else ()
+    return unchanged(survey, done, left_out, notices)
 
 
 def _n_samples(manifest: Manifest) -> int:

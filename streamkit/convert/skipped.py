@@ -22,6 +22,32 @@ from streamkit.sources.listing import BadItem
 
 FILE_NAME = "skipped.jsonl"
 _MAX_LINE_NBYTES = 1 << 20
+_COPY = "has the same content as "
+_DROPPED = ", and dropped by repair"
+
+
+def copy_of(key: str, split: str) -> str:
+    """Why an item is left out that has the content of another."""
+    return f"{_COPY}{key} ({split})"
+
+
+def dropped_from(shard: str) -> str:
+    """Why a record is missing that `repair --drop` left out."""
+    return f"damaged in {shard}{_DROPPED}"
+
+
+def is_dropped(item: BadItem) -> bool:
+    """True for a record that `repair --drop` left out; its item may be whole."""
+    return item.reason.endswith(_DROPPED)
+
+
+def is_bad(item: BadItem) -> bool:
+    """True for an item that could not be converted.
+
+    >>> is_bad(BadItem("a.jpg", "is empty")), is_bad(BadItem("b.jpg", copy_of("a.jpg", "val")))
+    (True, False)
+    """
+    return not is_dropped(item) and not item.reason.startswith(_COPY)
 
 
 def write(out: Path, bad: Sequence[BadItem]) -> None:

@@ -136,14 +136,23 @@ class Writing:
                 raise SourceError(f"no item of split {name!r} could be converted", hint="See why with --on-bad fail.")
 
 
-def bad_items(bad: Sequence[BadItem], n_items: int, otherwise: str = "--on-bad skip or quarantine") -> SourceError:
-    """The error that ends a conversion under --on-bad fail; `.bad` lists every item. `otherwise`: what takes them."""
+def bad_items(
+    bad: Sequence[BadItem], n_items: int, otherwise: str = "--on-bad skip or quarantine", there: bool = False
+) -> SourceError:
+    """The error that ends a conversion under --on-bad fail; `.bad` lists every item.
+
+    Args:
+        bad: the items.
+        n_items: items of the source.
+        otherwise: what takes them.
+        there: the dataset lies there without them.
+    """
     bad = sorted(bad)
     first = "; ".join(f"{b.key}: {b.reason}" for b in bad[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    error = SourceError(
-        f"{len(bad)} of {n_items} items cannot be converted ({first}{more})",
-        hint=f"Nothing was published. Mend or remove them and run it again, or pass {otherwise}.",
-    )
+    hint = f"Nothing was published. Mend or remove them and run it again, or pass {otherwise}."
+    if there:
+        hint = f"The dataset is there without them. Mend them and pass --overwrite, or pass {otherwise}."
+    error = SourceError(f"{len(bad)} of {n_items} items cannot be converted ({first}{more})", hint=hint)
     error.bad = tuple((b.key, b.reason) for b in bad)
     return error

@@ -200,7 +200,7 @@ class _Rest:
         first, stop = (int(n) for n in self.reader.shard_starts[number : number + 2])
         lost = np.isin(np.arange(first, stop), self.lost_rows.get(old.file, np.empty(0, np.int64)))
         for row in (np.flatnonzero(lost) + first).tolist():
-            reason = f"damaged in {old.file}, and dropped by repair"
+            reason = skipped.dropped_from(old.file)
             self.lost.append(Problem(old.file, reason, row - first, self.reader.index.key(row)))
         if lost.all():
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from streamkit.convert import Report
+from streamkit.convert import Report, skipped
 from streamkit.convert.compression import READ_SPEED, Choice
 from streamkit.reports.text import human, schema_table, table
 
@@ -76,6 +76,9 @@ def as_text(report: Report) -> str:
     facts = as_json(report)
     if report.already_done:
         head = f"{report.out} is finished and unchanged: nothing to do."
+        if n_dropped := sum(map(skipped.is_dropped, report.skipped)):
+            lacks = f"the {n_dropped} record{'s' * (n_dropped != 1)} that repair dropped"
+            head = f"{report.out} is finished, without {lacks}; --append converts them again."
     elif report.manifest is None:
         head = f"Dry run: nothing was written to {report.out}."
     else:
@@ -85,9 +88,9 @@ def as_text(report: Report) -> str:
         splits.append((name, str(s["samples"]), str(s["shards"]), human(s["bytes"]) if "bytes" in s else "-"))
     size_out = f" -> {human(facts['bytes'])}" if report.manifest is not None else ""
     classes = f", {facts['classes']} classes" if facts["classes"] else ""
-    skipped = f", {len(report.skipped)} skipped" if report.skipped else ""
+    left_out = f", {len(report.skipped)} skipped" if report.skipped else ""
     tail = (
-        f"{facts['samples']} samples{classes}{skipped}: {human(facts['source_bytes'])}{size_out} "
+        f"{facts['samples']} samples{classes}{left_out}: {human(facts['source_bytes'])}{size_out} "
         f"in {report.seconds:.1f} s"
     )
     if report.leaks:
