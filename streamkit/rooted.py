@@ -18,7 +18,9 @@ import os
 import re
 from pathlib import Path
 
-from streamkit.errors import RefusedError, UsageError
+from streamkit.atomic import os_error
+from streamkit.errors import DamagedError, RefusedError, UsageError
+from streamkit.index import ADOPT_AGAIN
 from streamkit.remote.address import Address, place
 
 
@@ -39,6 +41,7 @@ def shards_root(
     Raises:
         RefusedError: the recorded root lies outside the dataset's folder, and this user never named it.
         UsageError: the root named is no folder, or the dataset has no adopted files.
+        DamagedError: there is no such folder as is recorded.
     """
     own = place(folder)
     if named is not None:
@@ -63,6 +66,12 @@ def shards_root(
             path=own,
             hint="If you trust it, name that folder: root= (--root).",
         )
+    try:
+        os.stat(found)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DamagedError("the folder that its files lie in is missing", path=found, hint=ADOPT_AGAIN) from None
+    except OSError as error:
+        raise os_error(error, found) from error
     return found
 
 

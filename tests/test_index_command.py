@@ -26,6 +26,7 @@ import streamkit
 import streamkit.native
 from streamkit import DamagedError, RefusedError, SourceError, StreamkitError, UsageError
 from streamkit.cli import main
+from streamkit.reports.bench import bench
 from streamkit.splits import Shard
 
 Loader = streamkit.Loader
@@ -563,6 +564,9 @@ def test_moved_alone_the_root_is_named(arrays: Path) -> None:
     shutil.move(arrays / "data", arrays / "elsewhere")
     with pytest.raises(DamagedError, match=r"missing.*root="):
         Loader(arrays / "out")
+    (problem,) = streamkit.verify(arrays / "out").problems  # not one a file
+    assert problem.file == str(arrays / "data") and "folder" in problem.reason
+    assert streamkit.verify(arrays / "out", root=arrays / "elsewhere").ok
     assert len(in_order(arrays / "out", root=arrays / "elsewhere")[0]) == 40
     for seq in (streamkit.sequence(arrays / "out", root=arrays / "elsewhere", batch_size=40),):
         assert len(seq[0][0]) == 40
@@ -577,6 +581,28 @@ def test_a_stranger_s_manifest_opens_nothing_outside_its_folder(arrays: Path, st
         Loader(arrays / "out")
     assert not [path for path in opened if path.startswith(str(arrays / "data"))]
     assert len(in_order(arrays / "out", root=arrays / "data")[0]) == 40
+
+
+@pytest.mark.parametrize("gone", ["the folder", "files in it"])
+def test_commands_are_told_the_root(tmp_path: Path, gone: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """What advises --root has it, and none ends in a traceback."""
+    data, out = reading.picture_folder(tmp_path / "data", [(8, 8)] * 8), str(tmp_path / "out")
+    adopt(data, out)
+    shutil.copytree(data, tmp_path / "new")
+    shutil.rmtree(data)
+    if gone != "the folder":
+        data.mkdir()
+    page = ["--html", str(tmp_path / "page.html")]
+    for command in (["bench", out, "--samples", "4"], ["info", out, "--samples", "1"], ["preview", out, *page]):
+        assert main(command) == 4
+        stderr = capsys.readouterr().err.splitlines()[-1]
+        assert "missing" in stderr and "--root" in stderr
+        if command[0] != "bench":  # measures for seconds
+            assert main([*command, "--root", str(tmp_path / "new")]) == 0
+    assert bench(out, n_samples=4, budget_s=0.01, root=tmp_path / "new")["samples"] == 8
+    capsys.readouterr()
+    assert main(["info", out, "--root", str(tmp_path / "new")]) == 2
+    assert "--samples" in capsys.readouterr().err
 
 
 def test_files_inside_the_dataset_s_own_folder_need_no_root(arrays: Path, stranger: None) -> None:

@@ -40,6 +40,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
         "--image-size", type=_size, metavar="HxW", help="size of delivered images (default: theirs, or 224x224)"
     )
     p.add_argument("--samples", type=int, default=256, metavar="N", help="samples to try each stage on (default 256)")
+    p.add_argument("--root", metavar="DIR", help="where adopted files lie, if not where they were indexed")
     p.add_argument("--html", metavar="FILE", help="write the figures as a page too")
     p.add_argument(
         "--simulate",
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         image_size=args.image_size,
         n_samples=args.samples,
+        root=args.root,
         frontend=_tensorflow(),
         progress=None if args.quiet else progress_bar,
     )

@@ -21,6 +21,7 @@ EXAMPLE = "streamkit info out/ --samples 3"
 def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("out", metavar="OUT", help="folder of the dataset")
     p.add_argument("--samples", type=int, default=0, metavar="N", help="show the values of N samples of each split too")
+    p.add_argument("--root", metavar="DIR", help="with --samples: where adopted files lie, if not where indexed")
     p.add_argument("--dali-index", action="store_true", help="write an .idx file for NVIDIA DALI beside each TFRecord")
     p.add_argument("--croissant", action="store_true", help="write MLCommons Croissant metadata to OUT/croissant.json")
 
@@ -31,9 +32,11 @@ def run(args: argparse.Namespace) -> None:
 
     if args.samples < 0:
         raise UsageError(f"--samples is {args.samples}, expected 0 or more")
+    if args.root is not None and not args.samples:
+        raise UsageError("--root goes with --samples: nothing else of info reads the files")
     facts = info.info(args.out)
     if args.samples:
-        facts["values"] = samples.samples(args.out, args.samples)
+        facts["values"] = samples.samples(args.out, args.samples, args.root)
     written = dali.write_dali_index(args.out) if args.dali_index else []
     if args.croissant:
         written.append(croissant.write_croissant(args.out))

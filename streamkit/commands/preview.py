@@ -22,6 +22,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
     p.add_argument("out", metavar="OUT", help="folder of the dataset")
     p.add_argument("--html", required=True, metavar="FILE", help="page to write")
     p.add_argument("--samples", type=int, default=300, metavar="N", help="samples to show, drawn fairly (default 300)")
+    p.add_argument("--root", metavar="DIR", help="where adopted files lie, if not where they were indexed")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -29,7 +30,7 @@ def run(args: argparse.Namespace) -> None:
 
     from streamkit.reports.preview import write_preview
 
-    write_preview(args.out, args.html, args.samples, None if args.quiet else progress_bar)
+    write_preview(args.out, args.html, args.samples, None if args.quiet else progress_bar, args.root)
     if args.json:
         show_json({"html": args.html, "bytes": Path(args.html).stat().st_size})
     elif not args.quiet:

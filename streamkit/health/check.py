@@ -87,7 +87,11 @@ def verify(
         manifest = Manifest.load(path)
     except DamagedError as error:
         return Report(str(place(path)), mode, problems=(Problem(FILE_NAME, error.what),), hint=error.hint or MAKE_AGAIN)
-    folder, below = place(path), shards_root(path, manifest.root, root, manifest.dataset_id)
+    folder = place(path)
+    try:
+        below = shards_root(path, manifest.root, root, manifest.dataset_id)
+    except DamagedError as error:  # once, and not once a file
+        return Report(str(folder), mode, problems=(Problem(str(error.path), error.what),), adopted=True)
     check = Check(folder, manifest, workers, progress, below, deep=full)
     try:
         problems = list(check.quick() if quick else check.all())
@@ -95,12 +99,11 @@ def verify(
             problems += undecodable(folder, below, manifest, check.lost, check.entries, check.n_workers, max_pixels)
     except OSError as error:
         raise os_error(error, error.filename or folder) from error
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
     return Report(
         str(folder),
         mode,
-        n_samples=sum(shard.samples for shard in shards),
-        n_shards=len(shards),
+        n_samples=sum(split.samples for split in manifest.splits.values()),
+        n_shards=sum(len(split.shards) for split in manifest.splits.values()),
         nbytes=check.nbytes,
         problems=tuple(problems),
         seconds=time.perf_counter() - started,

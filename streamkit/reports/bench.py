@@ -55,6 +55,7 @@ def bench(
     n_samples: int = 256,
     frontend: Frontend | None = None,
     budget_s: float = 0.5,
+    root: str | os.PathLike[str] | None = None,
     progress: Callable[[int], Callable[[int], None]] | None = None,
 ) -> dict[str, Any]:
     """Measure a split.
@@ -67,6 +68,7 @@ def bench(
         n_samples: samples that each stage is tried on, drawn fairly.
         frontend: makes an iterable of a framework's batches of (path, arguments of Loader); None leaves it out.
         budget_s: time for each single figure [s]; a whole run takes some 20 of them.
+        root: of adopted files: the folder they lie in, where it is not the one recorded.
         progress: called with a number of steps; what it returns is called with 1 for each one done.
 
     Returns:
@@ -93,15 +95,15 @@ def bench(
         )
     size = image_size or _size(manifest)
     payloads = list(manifest.schema.payloads)
-    root = shards_root(path, manifest.root, None, manifest.dataset_id)
-    reader = Reader(path, manifest, chosen, payloads, ["orientation", "channels"], shards_root=root)
+    where = shards_root(path, manifest.root, root, manifest.dataset_id)
+    reader = Reader(path, manifest, chosen, payloads, ["orientation", "channels"], shards_root=where)
     files = _files(reader)
     first_read = limits.read_rate(files)
     rows = Order(chosen.samples, 0, True).rows(0, 0, min(n_samples, chosen.samples))
     seconds = stage_seconds(reader, rows, batch_size, size, "float32", budget_s)
     bytes_batch = stage_seconds(reader, rows[:1], batch_size, size, "uint8", budget_s / 10)["batch"]
     tick(1)
-    options: dict[str, Any] = {"split": chosen.name, "batch_size": batch_size}
+    options: dict[str, Any] = {"split": chosen.name, "batch_size": batch_size, "root": root}
     if any(f.is_image for f in payloads):
         options["image_size"] = size
     n_rows = min(_MIN_BATCHES * batch_size, max(_MAX_ROWS, 2 * _LARGER * batch_size))

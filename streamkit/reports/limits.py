@@ -6,6 +6,7 @@ True
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from streamkit.index import ADOPT_AGAIN
 from streamkit.reports.stages import per_item
+from streamkit.storage import open_for_reading
 
 _BLOCK_NBYTES = 8 << 20
 _MAX_NBYTES = 256 << 20
@@ -23,12 +26,16 @@ def read_rate(paths: Sequence[Path]) -> float:
     """Bytes a second of reading files from their beginning in large blocks, at most 256 MiB of them [B/s].
 
     The first call may go to the disk, a second one finds the bytes in the page cache.
+
+    Raises:
+        DamagedError: a file is missing.
+        ResourceError: the system refuses to open it.
     """
     block = memoryview(bytearray(_BLOCK_NBYTES))
     nbytes = 0
     started = time.perf_counter()
     for path in paths:
-        with open(path, "rb", buffering=0) as file:
+        with os.fdopen(open_for_reading(path, ADOPT_AGAIN), "rb", buffering=0) as file:
             while (n := file.readinto(block)) and nbytes < _MAX_NBYTES:
                 nbytes += n
         if nbytes >= _MAX_NBYTES:

@@ -40,6 +40,7 @@ def write_preview(
     html: str | os.PathLike[str],
     n_samples: int = N_SAMPLES,
     progress: Progress | None = None,
+    root: str | os.PathLike[str] | None = None,
 ) -> None:
     """Write the page of a dataset to `html`; arguments and errors as `preview`.
 
@@ -47,12 +48,15 @@ def write_preview(
         ResourceError: `html` is no file or cannot be written, which is found before a sample is read.
     """
     page_file(html)  # reading the samples may take minutes
-    data = preview(path, n_samples, progress)
+    data = preview(path, n_samples, progress, root)
     write_page(html, f"{data['name']}: {data['samples']:,} samples", data, ["charts.js", "preview.js"])
 
 
 def preview(
-    path: str | os.PathLike[str], n_samples: int = N_SAMPLES, progress: Progress | None = None
+    path: str | os.PathLike[str],
+    n_samples: int = N_SAMPLES,
+    progress: Progress | None = None,
+    root: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """What the page shows, JSON-able.
 
@@ -60,6 +64,7 @@ def preview(
         path: the dataset's folder.
         n_samples: samples to show, drawn with equal chance from all splits together where there are more.
         progress: called with a number of samples; what it returns is called with 1 for each one done.
+        root: of adopted files: the folder they lie in, where it is not the one recorded.
 
     Raises:
         UsageError: no such dataset.
@@ -67,7 +72,7 @@ def preview(
     """
     if n_samples < 1:
         raise UsageError(f"{n_samples} samples are to be shown, expected 1 or more")
-    root = local_only(path, "preview")
+    folder = local_only(path, "preview")
     facts = info(path)
     manifest = Manifest.load(path)
     drawn = _drawn(manifest, n_samples)
@@ -75,12 +80,12 @@ def preview(
     light = _Light()
     items = []
     for split, rows in drawn.items():
-        for sample in read(path, split, rows) if len(rows) else ():
+        for sample in read(path, split, rows, root) if len(rows) else ():
             items.append({"split": split} | _item(manifest.schema, sample, light))
             if tick is not None:
                 tick(1)
     return {
-        "name": root.resolve().name,
+        "name": folder.resolve().name,
         "format": manifest.format,
         "samples": facts["samples"],
         "bytes": facts["bytes"],
@@ -89,10 +94,10 @@ def preview(
         "fields": {n: {k: v for k, v in f.items() if k != "class_names"} for n, f in facts["fields"].items()},
         **_classes(manifest, facts["classes"]),
         "items": items,
-        "sizes": _sizes(root, manifest),
+        "sizes": _sizes(folder, manifest),
         "light": light.facts(),
-        "columns": _columns(root, manifest),
-        "skipped": {"count": manifest.skipped, "items": _skipped(root, manifest.skipped)},
+        "columns": _columns(folder, manifest),
+        "skipped": {"count": manifest.skipped, "items": _skipped(folder, manifest.skipped)},
     }
 
 

@@ -27,25 +27,43 @@ _N_VALUES = 5
 _N_CHARS = 60
 
 
-def read(path: str | os.PathLike[str], split: str, rows: Sequence[int] | npt.NDArray[Any]) -> Iterator[dict[str, Any]]:
+def read(
+    path: str | os.PathLike[str],
+    split: str,
+    rows: Sequence[int] | npt.NDArray[Any],
+    root: str | os.PathLike[str] | None = None,
+) -> Iterator[dict[str, Any]]:
     """Whole samples, decoded: field -> value, and "key". Pictures are uint8 (height, width, 3), labels whole numbers.
+
+    Args:
+        path: the dataset's folder, or its address.
+        split: name of the split.
+        rows: of it.
+        root: of adopted files: the folder they lie in, where it is not the one recorded.
 
     Raises:
         DamagedError: a sample's bytes are not what the index says.
     """
     names = (*(f.name for f in Manifest.load(path).schema), "key")
-    loader = Loader(path, split=split, batch_size=None, shuffle=False, dtype="uint8", rows=rows, fields=names)
+    loader = Loader(
+        path, split=split, batch_size=None, shuffle=False, dtype="uint8", rows=rows, fields=names, root=root
+    )
     for values in loader:
         yield dict(zip(names, values, strict=True))
 
 
-def samples(path: str | os.PathLike[str], n: int) -> dict[str, list[dict[str, Any]]]:
-    """`n` samples of each split, evenly spread over its rows: split -> [{"key", field: facts}], JSON-able."""
+def samples(
+    path: str | os.PathLike[str], n: int, root: str | os.PathLike[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """`n` samples of each split, evenly spread over its rows: split -> [{"key", field: facts}], JSON-able.
+
+    `root` and errors as `read`.
+    """
     manifest = Manifest.load(path)
     out: dict[str, list[dict[str, Any]]] = {}
     for split in manifest.splits.values():
         rows = spread(split.samples, n)
-        found = read(path, split.name, rows) if rows else ()
+        found = read(path, split.name, rows, root) if rows else ()
         out[split.name] = [
             {"key": str(s["key"])} | {f.name: _facts(f, s[f.name]) for f in manifest.schema} for s in found
         ]
