@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import importlib.util
 import io
 import os
 import struct
@@ -237,6 +238,13 @@ def python(script: str, *args: Any, env: Mapping[str, str] | None = None) -> sub
         text=True,
         timeout=300,
     )
+
+
+def needs(*names: str) -> None:
+    """Skip where one of these is not installed. None is imported: JAX, once loaded, minds every fork of the process."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
 
 
 def without_root_powers() -> Callable[[], None] | None:

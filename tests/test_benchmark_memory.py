@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from converting import needs
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 # One process for all: importing it takes seconds, and chooses the backend of Keras.
@@ -23,7 +23,7 @@ benchmark_memory.child("numpy", "raise SystemExit('no such converter')")
 
 
 def test_one_technique_is_measured_and_a_part_that_fails_says_why() -> None:
-    pytest.importorskip("jax")
+    needs("jax")
     path = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
     env = os.environ | {"PYTHONPATH": path, "KERAS_BACKEND": "jax", "CUDA_VISIBLE_DEVICES": "-1"}
     run = subprocess.run([sys.executable, "-c", SCRIPT], env=env, capture_output=True, text=True, timeout=300)

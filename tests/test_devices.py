@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
-from converting import python
+from converting import needs, python
 from hypothesis import given
 from hypothesis import strategies as st
 from reading import all_same, convert
@@ -36,42 +37,43 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Ahead of use
 
 
-@pytest.mark.parametrize("backend", ["torch", "jax"])
-def test_batches_are_on_the_device_before_they_are_asked_for(
-    out: Path, monkeypatch: pytest.MonkeyPatch, backend: str
-) -> None:
+def check_that_batches_are_moved_ahead(out: Path, backend: str) -> None:
     """A loader's device holds in `fit`, whichever way the loader came; each batch is moved before the one before is used."""
-    module = pytest.importorskip(backend)
+    module = importlib.import_module(backend)
     device = module.device("meta") if backend == "torch" else module.devices("cpu")[0]
-    moved = 0
-    real = feeding.mover
-
-    def mover(*arguments: Any) -> Any:
-        move = real(*arguments)
-
-        def counted(batch: Any) -> Any:
-            nonlocal moved
-            moved += 1
-            return move(batch)
-
-        return counted
-
-    monkeypatch.setattr(feeding, "mover", mover)
-    monkeypatch.setattr(keras.backend, "backend", lambda: backend)
-    loader = streamkit.Loader(out, batch_size=8, device=device)
     truth = streamkit.Loader(out, batch_size=8)
+    loader = streamkit.Loader(out, batch_size=8, device=device)
     for source in (loader, loader.as_keras()):
-        moved, rest = 0, Feed.of(source).epoch(1, 2)
-        assert len(rest) == 8
-        for i in range(len(rest)):
-            x, y = rest[i]
-            assert moved == min(i + 2, len(rest))
-            assert isinstance(x, module.Tensor if backend == "torch" else module.Array)
-            if backend == "torch":
-                assert x.device == y.device == device
-            else:
-                assert x.devices() == y.devices() == {device}
-                assert all_same([(np.asarray(x), np.asarray(y))], [truth.batch(1, 2 + i)])
+        move = mock.Mock(wraps=feeding.mover(backend, device))
+        with (
+            mock.patch.object(feeding, "mover", lambda *_, move=move: move),
+            mock.patch.object(keras.backend, "backend", lambda: backend),
+        ):
+            rest = Feed.of(source).epoch(1, 2)
+            assert len(rest) == 8
+            for i in range(len(rest)):
+                x, y = rest[i]
+                assert move.call_count == min(i + 2, len(rest))
+                if backend == "torch":
+                    assert x.device == y.device == device
+                else:
+                    assert x.devices() == y.devices() == {device}
+                    assert all_same([(np.asarray(x), np.asarray(y))], [truth.batch(1, 2 + i)])
+
+
+def test_batches_are_on_the_device_before_they_are_asked_for_on_pytorch(out: Path) -> None:
+    needs("torch")
+    check_that_batches_are_moved_ahead(out, "torch")
+
+
+def test_batches_are_on_the_device_before_they_are_asked_for_on_jax(out: Path) -> None:
+    """In a process of its own: JAX, once loaded, minds every fork."""
+    needs("jax")
+    script = (
+        "import pathlib, sys, test_devices as t; t.check_that_batches_are_moved_ahead(pathlib.Path(sys.argv[1]), 'jax')"
+    )
+    run = python(script, out, env={"KERAS_BACKEND": "jax"})
+    assert run.returncode == 0, run.stderr
 
 
 def test_tensorflow_moves_batches_last_of_all(out: Path, tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ print(json.dumps([weights, parts, refused]))
 
 
 def test_jax_divides_every_batch_among_devices(out: Path, tmp_path: Path) -> None:
-    pytest.importorskip("jax")
+    needs("jax")
     (split,) = streamkit.open(out).splits
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2"
     run = python(JAX.replace("all[", f"{split}["), out, tmp_path, env={"KERAS_BACKEND": "jax", "XLA_FLAGS": flags})

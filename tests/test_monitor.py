@@ -20,6 +20,7 @@ import hypothesis.strategies as st
 import keras
 import numpy as np
 import pytest
+from converting import needs
 from hypothesis import given
 
 import streamkit
@@ -309,7 +310,7 @@ def broken(accumulate: int) -> Any:
 def test_batches_grow_in_another_process_until_one_does_not_fit(
     monkeypatch: pytest.MonkeyPatch, build: Any, limit: int, size: int
 ) -> None:
-    pytest.importorskip("jax")  # which Keras takes functions from on every backend
+    needs("jax")  # which Keras takes functions from on every backend
     monkeypatch.setenv("KERAS_BACKEND", "numpy")  # in the other process, which then is there at once
     found = largest_batch(build, (X, Y), 64, limit)
     assert (found.size, found.how, found.size * found.accumulate) == (size, "ran", 64)
@@ -321,7 +322,7 @@ def crashing(accumulate: int) -> Any:
 
 
 def test_a_trial_that_crashes_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("jax")
+    needs("jax")
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     with pytest.raises(streamkit.ResourceError, match="the trial ended with SIGSEGV"):
         largest_batch(crashing, (X, Y), 4, 10**9)
@@ -385,7 +386,7 @@ def test_a_batch_is_remembered_for_as_much_memory_as_is_free(monkeypatch: pytest
 
 
 def test_a_model_that_cannot_be_made_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("jax")
+    needs("jax")
     monkeypatch.setenv("KERAS_BACKEND", "numpy")
     with pytest.raises(streamkit.StreamkitError, match="ValueError: no model for 2"):
         largest_batch(broken, (X, Y), 4, 10**9)
@@ -399,7 +400,7 @@ def wide(accumulate: int) -> Any:
 
 @pytest.mark.slow
 def test_the_compiler_of_jax_is_asked_and_the_answer_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("jax")
+    needs("jax")
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     limit, began = 8_000_000, time.perf_counter()
     found = largest_batch(wide, (X, Y), 1024, limit, remember={"model": "wide"})

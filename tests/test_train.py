@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import tifffile
 import train as script
+from converting import needs
 
 import streamkit
 
@@ -146,7 +147,7 @@ def test_scenes_of_four_bands_and_sixteen_bits(tmp_path: Path, here: Here) -> No
 
 
 def test_arrays_without_tensorflow_and_without_validation(tmp_path: Path) -> None:
-    pytest.importorskip("jax")
+    needs("jax")
     source = ROOT / "sample_data" / "series" / "train"
     streamkit.convert(source, tmp_path / "out", format="hdf5", workers=1)
     run = train(tmp_path / "out", "--epochs", "2", preamble=WITHOUT_TENSORFLOW, KERAS_BACKEND="jax")
@@ -176,7 +177,7 @@ def test_a_run_goes_on_in_its_folder(images: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_every_technique_in_one_run(images: Path, tmp_path: Path) -> None:
-    pytest.importorskip("jax")
+    needs("jax")
     logs, page = tmp_path / "logs", tmp_path / "report.html"
     memory = ("--batch-size", "auto:32", "--memory-limit", "100MB", "--remat", "--norm", "group")
     smaller = ("--prune", "0.5", "--low-rank", "0.9", "--fine-tune", "1", "--quantize", "int8")

@@ -189,9 +189,8 @@ def test_pictures_that_do_not_decode_are_found_by_full_only(copied: Callable[[st
     reading.alter_index(path, reading.with_column("image.crc32c", lambda v: np.where(np.arange(len(v)) == 3, crc, v)))
     forge_digests(path)
     assert streamkit.verify(path).ok
-    picture, record = streamkit.verify(path, full=True).problems
+    (picture,) = streamkit.verify(path, full=True).problems
     assert picture.key == row["key"] and "JPEG" in picture.reason
-    assert record.record == picture.record and "the record's crc32c is wrong" in record.reason
 
 
 def forge_digests(path: Path) -> None:

@@ -79,12 +79,13 @@ class Table:
             if array.shape[0] != n:
                 notices.append(f"{name} has {array.shape[0]} rows, not {n}, and was left")
                 continue
+            dtype = np.dtype(array.dtype)
+            if len(array.shape) == 1 and (dtype.kind == "c" or dtype.itemsize > 8):
+                notices.append(f"{name} is {dtype.name}, which no column holds, and was left")
+                continue
             as_field = _field(name, array)
             if as_field.is_payload:
                 sizes += as_field.sample_nbytes
-            elif np.dtype(as_field.dtype).kind == "c" or np.dtype(as_field.dtype).itemsize > 8:
-                notices.append(f"{name} is {as_field.dtype}, which no column holds, and was left")
-                continue
             else:
                 if as_field.name in columns:  # another array is the label already
                     as_field = Field(name, "number", np.dtype(array.dtype).newbyteorder("=").name)
@@ -115,7 +116,7 @@ class Table:
         payloads = {
             field.name: array
             for name, array in arrays.items()
-            if array.shape[0] == n and (field := _field(name, array)).is_payload
+            if array.shape[0] == n and len(array.shape) > 1 and (field := _field(name, array)).is_payload
         }
         readers = {name: self._reader(array, rows.tolist()) for name, array in payloads.items()}
         for key, row in zip(keys, rows.tolist(), strict=True):
