@@ -14,6 +14,7 @@ import streamkit
 from streamkit.training import estimate, fit
 from streamkit.training.comparing import compare, compare_model
 from streamkit.training.factoring import low_rank, separable
+from streamkit.training.forms import Forms
 from streamkit.training.pruning import (
     PolynomialDecay,
     Prune,
@@ -227,6 +228,15 @@ def test_factors_keep_what_is_said_of_a_layer() -> None:
 
 
 # What the rows tell
+
+
+def test_a_model_that_does_not_get_smaller_has_no_low_rank_form(capsys: pytest.CaptureFixture[str]) -> None:
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+    tuned: list[Any] = []
+    batches = [(np.zeros((2, 4), "float32"), np.zeros(2, int))]
+    rows = Forms(batches, energy=0.999, fine_tune=tuned.append, quantize="int8").rows(model)
+    assert [row.name for row in rows] == ["trained", "int8 (Keras)"] and not tuned
+    assert "low rank 0.999: no layer would become smaller" in capsys.readouterr().err
 
 
 def test_a_row_is_timed_on_one_shape_that_has_been_seen(monkeypatch: pytest.MonkeyPatch) -> None:

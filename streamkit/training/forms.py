@@ -30,7 +30,8 @@ class Forms:
 
     Attributes:
         batches: labelled batches, iterated once a form.
-        energy: of the low-rank form, which is trained by `fine_tune`; None for no such form.
+        energy: of the low-rank form, which is trained by `fine_tune`; None for no such form. There is none either, and it
+            is said, where no layer would become smaller.
         fine_tune: trains a model that is not compiled yet.
         quantize: "int8" or "tflite", of the last form before it, or None.
         calibration: batches that the ranges of TFLite's activations are told by.
@@ -50,10 +51,15 @@ class Forms:
         """A row for the trained model and one for each form, as soon as it is made."""
         yield self._row("trained", model)
         if self.energy is not None:
-            model = low_rank(model, energy=self.energy)
-            if self.fine_tune is not None:
-                self.fine_tune(model)
-            yield self._row(f"low rank {self.energy}", model)
+            thin = low_rank(model, energy=self.energy)
+            if thin.count_params() == model.count_params():
+                text = "no layer would become smaller, so there is no such form and nothing to fine-tune"
+                print(f"low rank {self.energy}: {text}", file=sys.stderr)
+            else:
+                model = thin
+                if self.fine_tune is not None:
+                    self.fine_tune(model)
+                yield self._row(f"low rank {self.energy}", model)
         if self.quantize == "int8":
             small, left = int8(model)
             print(f"int8: Keras leaves {', '.join(left) or 'no layer'}", file=sys.stderr)
