@@ -107,8 +107,19 @@ def test_devices_share_a_step_evenly_or_it_is_refused(batch_size: int, n_samples
 
 def test_devices_that_are_not_there_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorflow")
-    with pytest.raises(streamkit.UsageError, match=r"64 devices: tensorflow finds \d+"):
+    with pytest.raises(
+        streamkit.UsageError, match=r"64 devices: tensorflow finds \d+\. Ask for no more than there are\."
+    ):
         Devices(64).scope()
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["cpu:0"])
+    with pytest.raises(
+        streamkit.UsageError, match=r"jax finds 1\. XLA_FLAGS=--xla_force_host_platform_device_count=2 "
+    ):
+        Devices(2).scope()
+    monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
+    with pytest.raises(streamkit.UsageError, match=r"jax finds 1\. Ask for no more than there are\."):
+        Devices(2).scope()
     monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
     with pytest.raises(streamkit.UsageError, match="Keras on PyTorch trains on one"):
         Devices(2)

@@ -75,7 +75,9 @@ class Devices:
         backend = keras.backend.backend()
         names = keras.distribution.list_devices() if backend == "jax" else _names_in_tensorflow()
         if len(names) < self.n:
-            raise UsageError(f"{self.n} devices: {backend} finds {len(names)}")
+            of_one = f"XLA_FLAGS=--xla_force_host_platform_device_count={self.n} makes {self.n} of a CPU, to try it."
+            hint = of_one if backend == "jax" and names[0].startswith("cpu") else "Ask for no more than there are."
+            raise UsageError(f"{self.n} devices: {backend} finds {len(names)}", hint=hint)
         if backend == "jax":
             return keras.distribution.DataParallel(devices=names[: self.n], auto_shard_dataset=False)
         import tensorflow as tf
