@@ -364,6 +364,33 @@ def test_a_run_is_not_continued_with_other_settings(out: Path, tmp_path: Path) -
     assert len(run(epochs=2, settings=settings).history["loss"]) == 2
 
 
+@pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # of Keras, which pytest.warns lets out
+def test_another_learning_rate_is_a_warning_unless_a_callback_set_it(out: Path, tmp_path: Path) -> None:
+    import keras
+
+    def run(model: Any, epochs: int, run_dir: str = "run", **options: Any) -> Any:
+        where = {"run_dir": tmp_path / run_dir, "verbose": 0}
+        return fit(model, streamkit.Loader(out, batch_size=38), epochs=epochs, **where, **options)
+
+    model = recorder([])
+    halve = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2)
+    run(model, 1, callbacks=[halve])  # 0.01 -> 0.005
+    run(model, 2, callbacks=[halve])  # the same model, as it is now
+    run(recorder([]), 3, callbacks=[halve])  # made and compiled as before
+    other = recorder([])
+    other.optimizer.learning_rate = 0.5
+    told = "begun with learning rate 0.01 and goes on with 0.00125, not 0.5 as compiled"
+    with pytest.warns(UserWarning, match=told):
+        run(other, 4)
+    assert float(other.optimizer.learning_rate.numpy()) == pytest.approx(0.00125)
+
+    for rate in (0.1, 0.2):  # of a schedule nothing is known
+        scheduled = recorder([])
+        decay = keras.optimizers.schedules.ExponentialDecay(rate, 10, 0.9)
+        scheduled.compile(keras.optimizers.SGD(decay), scheduled.loss, run_eagerly=True)
+        run(scheduled, 1, "scheduled")
+
+
 def test_a_handler_that_lets_training_go_on_is_called_each_time() -> None:
     seen: list[int] = []
     own = {signal.SIGTERM: lambda number, frame: seen.append(number), signal.SIGINT: signal.SIG_IGN}

@@ -17,6 +17,7 @@ every border after it. So each epoch, or rest of one, is a `model.fit` of its ow
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ from streamkit.replicas import refuse_workers_of_keras
 from streamkit.training.feeding import Feed
 from streamkit.training.interrupting import Held, held
 from streamkit.training.refusing import refuse_foreign, refuse_uncompiled
-from streamkit.training.state import FILE_NAME, Arrays, State, build, put_back, random_states, refuse_others
+from streamkit.training.state import FILE_NAME, Arrays, State, build, plain_rate, put_back, random_states, refuse_others
 from streamkit.units import whole
 
 
@@ -70,7 +71,8 @@ def fit(
         callbacks: Keras callbacks. They see batch numbers of the whole epoch, and on_train_begin once.
         class_weight, verbose: as in `model.fit`.
         settings: JSON-able values by name that the training depends on and its variables do not show, such as the
-            learning rate; saved, and a run begun with others is not continued.
+            decay of a learning rate; saved, and a run begun with others is not continued. A run goes on with the plain
+            learning rate that it had; a model compiled with another is a warning.
 
     Returns:
         `keras.callbacks.History` of the whole run, epochs before the interruption included.
@@ -99,7 +101,7 @@ def fit(
                 "EarlyStopping(restore_best_weights=True) keeps them in memory only, where a kill loses them",
                 hint="Keep them with keras.callbacks.ModelCheckpoint(save_best_only=True).",
             )
-    facts = {"epochs": epochs, "settings": dict(settings or {})}
+    facts = {"epochs": epochs, "settings": dict(settings or {}), "learning_rate": plain_rate(model)}
     loop = _Loop(callbacks, model, feed, file, every_steps, facts, verbose)
     loop.resume()
     with _ended_once(model), _closed_on_error(callbacks), held() as loop.signals:
@@ -191,7 +193,7 @@ class _Loop(keras.callbacks.CallbackList):
             return
         self._state = state = State.load(self.file)
         refuse_others(state.facts.get("settings"), self.facts["settings"], self.file)
-        twin = self.loader.held(0)
+        twin, compiled = self.loader.held(0), self.facts["learning_rate"]
         try:
             twin.resume(state.facts["cursor"])
             self.epoch, self.batch = twin.begin_epoch()
@@ -199,6 +201,13 @@ class _Loop(keras.callbacks.CallbackList):
             state.put_into(self.model)
         except UsageError as error:
             raise UsageError(error.what, path=self.file, hint=error.hint or "Pass another run_dir.") from error
+        begun = self.facts["learning_rate"] = state.facts.get("learning_rate")
+        if begun is not None and compiled not in (
+            begun,
+            now := plain_rate(self.model),
+        ):  # callbacks may have changed it
+            what = f"this run was begun with learning rate {begun:g} and goes on with {now:g}, not {compiled:g}"
+            warnings.warn(f"{self.file}: {what} as compiled. For that, pass another run_dir.", stacklevel=4)
         self.stopped, self._chance = state.facts["stopped"], state.chance
         self._saved = self.epoch * self.n_batches + self.batch
         self._history.history = {name: list(values) for name, values in state.facts["history"].items()}

@@ -160,6 +160,12 @@ def build(model: Any, batch: Any) -> None:
         model.optimizer.build(model.trainable_variables)
 
 
+def plain_rate(model: Any) -> float | None:
+    """The learning rate of a model's optimizer where it is a number; None where it is a schedule."""
+    rate = getattr(model.optimizer, "inner_optimizer", model.optimizer).learning_rate
+    return float(keras.ops.convert_to_numpy(rate)) if isinstance(rate, keras.Variable) else None
+
+
 def _variables(model: Any) -> dict[str, Any]:
     groups = {
         "model": [*model.trainable_variables, *model.non_trainable_variables],
