@@ -13,6 +13,7 @@ import functools
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -214,6 +215,10 @@ def train(args: argparse.Namespace) -> None:
     backend = keras.backend.backend()
     if args.quantize == "tflite" and backend != "tensorflow":
         raise UsageError(f"--quantize tflite needs TensorFlow, this is {backend}", hint="Pass --backend tensorflow.")
+    if backend == "jax" and task.field.dtype.endswith("64"):  # networks here compute in 32 bits on any backend
+        warnings.filterwarnings(
+            "ignore", message="Explicitly requested dtype .*64 requested in asarray is not available"
+        )
     devices = Devices(args.devices)
     options, longest = {}, {}
     model_name = args.model or default_model(task.shape)
@@ -244,6 +249,12 @@ def train_job(args: argparse.Namespace, task: Task, job: Any, batch: tuple[int, 
     for split in sorted({task.splits[1] or task.judged, task.judged}):
         if (part := part_of(args, split)) != split:
             print(f"{part} instead of {split}, so that {args.devices} devices share every batch", file=sys.stderr)
+    n = streamkit.open(args.out).split(task.splits[0]).samples
+    if n % batch_size:
+        text = (
+            f"an epoch leaves out {n % batch_size} of {n} samples, others each time: they fill no batch of {batch_size}"
+        )
+        print(text, file=sys.stderr)
     way = args.loader or ("tf" if keras.backend.backend() == "tensorflow" else "keras")
     ways = tuple(None if source is None else getattr(source, f"as_{way}")() for source in (data, val))
     job = replace(job, n_updates=n_updates(args.epochs, len(data), accumulate))

@@ -119,6 +119,7 @@ def loss(line: str) -> float:
 def test_tf_data_learns(images: Path, here: Here) -> None:
     pytest.importorskip("tensorflow")
     run = here(images, "--loader", "tf", "--epochs", "2", "--batch-size", "16")
+    assert "leaves out" not in run.stderr  # 80 of 80
     first, last = lines(run, VALIDATED + COST, 2)
     assert loss(last) < loss(first)
 
@@ -305,6 +306,7 @@ def test_a_run_goes_on_as_it_was_begun(held_back: Path, tmp_path: Path, here: He
     test = streamkit.Loader(held_back, split="test", batch_size=64, shuffle=False, dtype="uint8", image_size=(8, 8))
     ((x, y),) = test
     right = (keras.models.load_model(folder / "last.keras").predict(x, verbose=0).argmax(-1) == y).mean()
+    assert "an epoch leaves out 6 of 70 samples, others each time: they fill no batch of 8\n" in run.stderr
     assert row.startswith("trained: ") and f"accuracy {right:.4f}, " in row and row.endswith(", on test")
     assert fits[0]["every_steps"] == 2
 
