@@ -87,6 +87,7 @@ class Index:
         n_rows: rows that it must have; None for those there are.
         digest: BLAKE3 (hex) that it must have; None to skip.
         columns: what it must hold, as `streamkit.tables` tells it; None to skip.
+        called: what it is in messages.
 
     Raises:
         DamagedError: missing, altered, or of another length.
@@ -99,24 +100,25 @@ class Index:
         n_rows: int | None,
         digest: str | None = None,
         columns: Mapping[str, Column] | None = None,
+        called: str = "the index",
     ) -> None:
-        self.path = place(path)
+        self.path, self.called = place(path), called
         try:
             self.file = self._here(digest)
             if digest is not None and file_digest(self.file) != digest:
                 raise DamagedError(
-                    "the index was altered: its digest is not the manifest's", path=path, hint=mend(self.path.parent)
+                    f"{called} was altered: its digest is not the manifest's", path=path, hint=mend(self.path.parent)
                 )
             file = pq.ParquetFile(self.file)
         except FileNotFoundError:
-            raise DamagedError("the index is missing", path=path, hint=mend(self.path.parent)) from None
+            raise DamagedError(f"{called} is missing", path=path, hint=mend(self.path.parent)) from None
         except PermissionError as error:
             raise os_error(error, path) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
-            raise DamagedError(f"the index cannot be read: {error}", path=path, hint=mend(self.path.parent)) from None
+            raise DamagedError(f"{called} cannot be read: {error}", path=path, hint=mend(self.path.parent)) from None
         self.n_rows: int = file.metadata.num_rows if n_rows is None else n_rows
         if file.metadata.num_rows != self.n_rows:
-            raise DamagedError(f"the index has {file.metadata.num_rows} rows, the manifest says {n_rows}", path=path)
+            raise DamagedError(f"{called} has {file.metadata.num_rows} rows, the manifest says {n_rows}", path=path)
         if columns is not None and (reason := wrong(file.schema_arrow, columns)):
             raise DamagedError(reason, path=path, hint=mend(self.path.parent))
         self.names: tuple[str, ...] = tuple(file.schema_arrow.names)
@@ -176,11 +178,11 @@ class Index:
                 at += batch.num_rows
         except MemoryError:
             raise RefusedError(
-                f"the index has {self.n_rows} rows, which memory does not hold", path=self.path
+                f"{self.called} has {self.n_rows} rows, which memory does not hold", path=self.path
             ) from None
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
             raise DamagedError(
-                f"the index cannot be read: {error}", path=self.path, hint=mend(self.path.parent)
+                f"{self.called} cannot be read: {error}", path=self.path, hint=mend(self.path.parent)
             ) from None
         pa.default_memory_pool().release_unused()  # else what was read along the way stays with Arrow
         return out if out else {n: np.empty(0, np.int64) for n in names}

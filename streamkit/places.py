@@ -39,7 +39,7 @@ def load_chunks(root: Path | Address, split: Split) -> dict[str, npt.NDArray[Any
     Raises:
         DamagedError: missing, altered, or not what a chunk table is.
     """
-    table = Index(root / str(split.chunks), None, split.chunks_digest, CHUNK_COLUMNS)
+    table = Index(root / str(split.chunks), None, split.chunks_digest, CHUNK_COLUMNS, "the chunk table")
     columns = table.load([name for name in CHUNK_COLUMNS if name in table])
     number = {shard.file: i for i, shard in enumerate(split.shards)}
     strangers = set(columns["shard"]) - set(number)

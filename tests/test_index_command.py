@@ -26,6 +26,7 @@ import streamkit
 import streamkit.native
 from streamkit import DamagedError, RefusedError, SourceError, StreamkitError, UsageError
 from streamkit.cli import main
+from streamkit.index import ADOPT_AGAIN
 from streamkit.reports.bench import bench
 from streamkit.splits import Shard
 
@@ -879,4 +880,4 @@ def test_verify_checks_adopted_files(tmp_path: Path, kind: str, mode: dict[str, 
     at = before.rindex(values[39].tobytes()[:16]) if kind == "contiguous" else len(before) // 2
     reading.flip(file, at)
     report = streamkit.verify(out, **mode)
-    assert not report.ok and report.adopted
+    assert not report.ok and report.hint == ADOPT_AGAIN

@@ -374,12 +374,22 @@ def test_nothing_is_lost_where_only_the_framing_is_damaged(copied: Copied) -> No
 def test_drop_cannot_do_without_an_index_or_with_an_empty_split(copied: Copied) -> None:
     path = copied("table-tfrecord")
     reading.flip(path / "index-train.parquet", 60)
-    with pytest.raises(DamagedError, match="only it knows"):
+    with pytest.raises(DamagedError, match="the index of train cannot be used"):
         streamkit.repair(path, drop=True)
+    assert "; --drop needs the index of train." in streamkit.verify(path).hint
     path = copied("table-zstd")
+    (path / "chunks-val.parquet").unlink()
+    (problem,) = streamkit.verify(path).problems
+    assert (problem.file, problem.reason) == ("chunks-val.parquet", "the chunk table is missing")
+    assert "; --drop needs the chunk table of val." in streamkit.verify(path, quick=True).hint
+    with pytest.raises(DamagedError, match="the chunk table of val cannot be used"):
+        streamkit.repair(path, drop=True)
+    path = copied("table-gzip")
     for shard in streamkit.open(path).splits["val"].shards:
         (path / shard.file).unlink()
     before = digests(path)
+    for quick in (False, True):
+        assert "; --drop needs some record of val that is whole." in streamkit.verify(path, quick=quick).hint
     with pytest.raises(DamagedError, match="nothing is left of split 'val'"):
         streamkit.repair(path, drop=True)
     assert {k: v for k, v in digests(path).items() if not k.startswith(".streamkit")} == before

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import shlex
 
 from streamkit.terminal import progress_bar, show, show_json
 
@@ -35,7 +34,6 @@ def arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from streamkit.errors import DamagedError, RefusedError
     from streamkit.health import verify
-    from streamkit.index import ADOPT_AGAIN
     from streamkit.reports.health import as_json, as_text, counted
     from streamkit.units import size
 
@@ -53,8 +51,4 @@ def run(args: argparse.Namespace) -> None:
     else:
         show(as_text(report))
     if not report.ok:
-        # without a manifest there is nothing to repair by, and adopted files are never written
-        repair = f"Run `streamkit repair {shlex.quote(args.out)} --source SRC`, or with --drop instead of --source."
-        raise (RefusedError if report.refused else DamagedError)(
-            counted(report), path=args.out, hint=report.hint or (ADOPT_AGAIN if report.adopted else repair)
-        )
+        raise (RefusedError if report.refused else DamagedError)(counted(report), path=args.out, hint=report.hint)

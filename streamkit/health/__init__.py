@@ -5,6 +5,7 @@ entries.py    the ranges that the index gives each shard, and whether they can b
 check.py      every size, count, digest and index entry -> Report
 loose.py      the files of an adopted folder of pictures
 bring.py      what is checked of a dataset on a server, copied here for that long
+mending.py    the command that mends what was found
 decode.py     what --full adds: every payload decoded
 structure.py  and whether HDF5 files hold all that they show
 rewrite.py    damaged shards and files written again from the source

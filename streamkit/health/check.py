@@ -30,6 +30,7 @@ from streamkit.health.bring import first_bytes, here, size_of
 from streamkit.health.decode import undecodable
 from streamkit.health.entries import CHUNKS, Entries, ShardRanges, open_entries
 from streamkit.health.loose import LooseCheck
+from streamkit.health.mending import next_step
 from streamkit.health.report import Problem, Report
 from streamkit.health.scan import Scan, disk_failed, scan
 from streamkit.health.structure import outward
@@ -91,7 +92,7 @@ def verify(
     try:
         below = shards_root(path, manifest.root, root, manifest.dataset_id)
     except DamagedError as error:  # once, and not once a file
-        return Report(str(folder), mode, problems=(Problem(str(error.path), error.what),), adopted=True)
+        return Report(str(folder), mode, problems=(Problem(str(error.path), error.what),), hint=error.hint)
     check = Check(folder, manifest, workers, progress, below, deep=full)
     try:
         problems = list(check.quick() if quick else check.all())
@@ -107,7 +108,7 @@ def verify(
         nbytes=check.nbytes,
         problems=tuple(problems),
         seconds=time.perf_counter() - started,
-        adopted=manifest.root is not None,
+        hint=next_step(path, manifest, problems, check.lost) if problems else "",
     )
 
 
@@ -117,7 +118,6 @@ class Check:
     Attributes:
         entries: split name -> its tables, or None where they are damaged.
         lost: shard file -> rows of its split whose bytes are wrong, for shards that are damaged.
-        found: shard file -> digest that its bytes have, for shards that are damaged and were read.
         nbytes: bytes read so far [B].
     """
 
@@ -137,7 +137,6 @@ class Check:
         self.n_workers = workers or len(os.sched_getaffinity(0))
         self.entries: dict[str, Entries | None] = {}
         self.lost: dict[str, np.ndarray] = {}
-        self.found: dict[str, str] = {}
         self.nbytes = 0
         self._beside = sum(len(split.shards) for split in manifest.splits.values()) < self.n_workers
         self._lock = threading.Lock()
@@ -252,7 +251,7 @@ class Check:
         if same and not bad.any() and not wrong:
             return
         rows = every_row if entries is None else entries.rows_of(number, ranges, bad)
-        self.lost[shard.file], self.found[shard.file] = rows, found.digest
+        self.lost[shard.file] = rows
         if found.error:
             yield Problem(shard.file, found.error)
         elif not same and found.digest in self._files:

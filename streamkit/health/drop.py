@@ -39,6 +39,7 @@ from streamkit.convert.swap import swap
 from streamkit.digest import file_digest
 from streamkit.errors import DamagedError
 from streamkit.health.check import Check
+from streamkit.health.mending import damaged_tables
 from streamkit.health.report import Problem
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
 from streamkit.payloads import Payloads
@@ -60,7 +61,7 @@ def without_damaged(
         Its manifest, and what was lost.
 
     Raises:
-        DamagedError: an index is damaged, which alone knows keys and places; or nothing is left of a split.
+        DamagedError: a split's tables are damaged, which alone know keys and places; or nothing is left of it.
     """
     new = root / WORK_FOLDER / "drop"
     if new.exists():
@@ -82,10 +83,11 @@ def _write_rest(
     lost: list[Problem] = []
     for name, split in manifest.splits.items():
         if check.entries[name] is None:
+            tables = damaged_tables(split, damaged) or "the index"
             raise DamagedError(
-                "the index is damaged, and only it knows the samples' keys and places",
-                path=root / split.index,
-                hint="Pass --source SRC: the index can be made again from the source.",
+                f"{tables} of {name} cannot be used, and without that nobody knows the samples' keys and places",
+                path=root,
+                hint="Pass --source SRC: it can be made again from the source.",
             )
         writer = _Rest(root, new, manifest, split, check.lost)
         splits[name] = writer.write(damaged)

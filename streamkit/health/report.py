@@ -44,8 +44,7 @@ class Report:
         nbytes: bytes read [B].
         problems: everything that is wrong, file by file, records ascending.
         seconds: wall time [s].
-        adopted: True where the shards are files of the user's own.
-        hint: the next step where there is no manifest to repair by, else "".
+        hint: the next step where something is wrong, else "".
     """
 
     out: str
@@ -55,7 +54,6 @@ class Report:
     nbytes: int = 0
     problems: tuple[Problem, ...] = ()
     seconds: float = 0.0
-    adopted: bool = False
     hint: str = ""
 
     @property
