@@ -16,6 +16,7 @@ is the BLAKE3 digest of all the rest, so an altered manifest is found at once.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -214,10 +215,15 @@ class Manifest:
 
         Raises:
             RefusedError: not the dataset that `digest` pins.
-            UsageError: the folder does not exist or is no dataset.
+            UsageError: the folder does not exist or is no dataset, or `digest` is no digest.
             DamagedError: a conversion that never finished, or a damaged manifest.
             RemoteError: a server that does not give it.
         """
+        if digest is not None and not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise UsageError(
+                f"manifest_digest is {digest!r}, expected 64 of the digits 0-9 and a-f",
+                hint="Take the dataset_id that `streamkit.open` tells.",
+            )
         root = place(folder)
         file = root / FILE_NAME
         data = _read_far(file) if isinstance(file, Address) else _read_here(Path(root), file)
@@ -229,6 +235,9 @@ class Manifest:
         return found
 
 
+_FOLDER = "Give the folder that `streamkit convert` made."
+
+
 def _read_here(root: Path, file: Path) -> bytes:
     """The bytes of a manifest on this machine; the errors say why there is none."""
     try:
@@ -236,7 +245,7 @@ def _read_here(root: Path, file: Path) -> bytes:
             raise RefusedError(f"the manifest is larger than {MAX_NBYTES} bytes", path=file)
         return file.read_bytes()
     except NotADirectoryError:
-        raise UsageError("this is a file, not a dataset folder", path=root) from None
+        raise UsageError("this is a file, not a dataset folder", path=root, hint=_FOLDER) from None
     except FileNotFoundError:
         pass
     except OSError as error:
@@ -248,7 +257,7 @@ def _read_here(root: Path, file: Path) -> bytes:
             hint=f"Run `streamkit repair {shlex.quote(str(root))} --drop`, which puts it in place.",
         )
     if not root.exists():
-        raise UsageError("this path does not exist", path=root, hint="Give the folder that `streamkit convert` made.")
+        raise UsageError("this path does not exist", path=root, hint=_FOLDER)
     if (root / WORK_FOLDER).exists():
         raise DamagedError(
             "the conversion never finished: there is no manifest.json",

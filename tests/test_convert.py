@@ -838,6 +838,25 @@ def test_other_options_are_another_dataset(
     assert before == {name: digest for name, digest in digests(out).items() if not name.startswith(".")}
 
 
+def test_a_split_that_is_nearly_called_train_is_remarked_on(tmp_path: Path, capsys: Any) -> None:
+    args = ["convert", str(class_folders(tmp_path / "src", {"a": 8})), str(tmp_path / "out"), "--format", "tfrecord"]
+    assert main([*args, "--dry-run", "--split", "trian=0.5,val=0.5"]) == 0
+    assert "a split is called 'trian'. Did you mean 'train'?" in capsys.readouterr().err
+    assert main([*args, "--dry-run", "--split", "train=0.5,holdout=0.25,test_b=0.25", "--shard-size", "10"]) == 0
+    stderr = capsys.readouterr().err
+    assert "a split is called" not in stderr and "a shard size of 10 bytes" in stderr
+    assert main([*args, "--split", "train=0.9"]) == 2
+    assert "split fractions are train=0.9." in capsys.readouterr().err
+
+
+def test_a_finished_dataset_with_a_damaged_shard_can_be_repaired(tmp_path: Path) -> None:
+    source, out = class_folders(tmp_path / "src", {"a": 3}), tmp_path / "out"
+    convert(source, out, "tfrecord")
+    os.truncate(out / "train-00000.tfrecord", 100)
+    with pytest.raises(DamagedError, match=r"`streamkit repair .*out --source SRC`, or pass --overwrite"):
+        convert(source, out, "tfrecord")
+
+
 def test_another_source_is_another_dataset(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "src", {"a": 3})
     convert(source, tmp_path / "out", "tfrecord")

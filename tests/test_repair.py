@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reading
-from converting import class_folders, digests, encoded, picture, write_files
+from converting import class_folders, cli, digests, encoded, picture, without_root_powers, write_files
 from harming import FILES, HARM, KINDS, N, raw_of
 
 import streamkit
@@ -162,7 +162,24 @@ def test_another_source_is_refused_and_nothing_changes(harm_sources: Path, copie
         file.write_bytes(data)
     with pytest.raises((SourceError, DamagedError), match=r"not the shard|cannot be converted"):
         streamkit.repair(path, source=changed, workers=1)
+    with pytest.raises(UsageError, match="does not exist"):
+        streamkit.repair(path, source=tmp_path / "nope")
     assert {k: v for k, v in digests(path).items() if not k.startswith(".streamkit")} == before
+
+
+@pytest.mark.parametrize("format", ["tfrecord", "hdf5"])
+def test_the_item_that_changed_is_named(tmp_path: Path, format: str) -> None:
+    source, out = class_folders(tmp_path / "src", {"a": 5}), tmp_path / "out"
+    streamkit.convert(source, out, format=format, workers=1)
+    (shard,) = streamkit.open(out).splits["train"].shards
+    reading.flip(out / shard.file, shard.nbytes // 2)
+    name = sorted(file.name for file in (source / "a").iterdir())[2]
+    data = (source / "a" / name).read_bytes()
+    (source / "a" / name).write_bytes(
+        data[:15] + bytes([data[15] ^ 1]) + data[16:]
+    )  # another density: it decodes as before
+    with pytest.raises(SourceError, match=rf"because of a/{name}"):
+        streamkit.repair(out, source=source, workers=1)
 
 
 def test_a_dropped_record_is_not_forgotten_and_append_brings_it_back(tmp_path: Path) -> None:
@@ -398,6 +415,19 @@ def test_drop_cannot_do_without_an_index_or_with_an_empty_split(copied: Copied) 
 # The command line
 
 
+def test_a_folder_that_is_read_only_is_named(copied: Copied) -> None:
+    """Not the work folder, which could not be made in it."""
+    path = copied("table-tfrecord")
+    reading.flip(path / "train-00001.tfrecord", 200)
+    path.chmod(0o500)
+    try:
+        run = cli("repair", path, "--drop", preexec_fn=without_root_powers())
+    finally:
+        path.chmod(0o700)
+    assert run.returncode == 5, run.stderr
+    assert f"{path}: permission denied" in run.stderr and ".streamkit" not in run.stderr
+
+
 def test_the_command_says_what_it_did(harm_sources: Path, copied: Copied, capsys: pytest.CaptureFixture[str]) -> None:
     path = copied("table-tfrecord")
     row = streamkit.open(path).index("train").slice(7, 1).to_pylist()[0]
@@ -412,7 +442,7 @@ def test_the_command_says_what_it_did(harm_sources: Path, copied: Copied, capsys
     reading.flip(path / row["shard"], row["x.offset"])
     assert main(["repair", str(path), "--drop"]) == 0
     said = capsys.readouterr().out
-    assert "1 records are lost" in said and row["key"] in said
+    assert "1 record is lost" in said and row["key"] in said
     reading.flip(path / row["shard"], row["x.offset"])
     assert main(["repair", str(path), "--drop", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["lost"]) == 1

@@ -224,3 +224,6 @@ def test_a_pinned_dataset(datasets: Path) -> None:
     for call in (streamkit.open, streamkit.Loader):
         with pytest.raises(streamkit.RefusedError, match="manifest_digest"):
             call(path, manifest_digest="ab" * 32)
+        for no_digest in ("abc", pin.upper(), f" {pin}", ""):
+            with pytest.raises(UsageError, match=r"manifest_digest is .*expected 64"):
+                call(path, manifest_digest=no_digest)

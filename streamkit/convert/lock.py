@@ -20,6 +20,7 @@ import socket
 import time
 from pathlib import Path
 
+from streamkit.atomic import os_error
 from streamkit.errors import BusyError
 from streamkit.manifest import WORK_FOLDER
 
@@ -31,6 +32,7 @@ class Lock:
 
     Raises (on entry):
         BusyError: another process holds it, or has just ended.
+        ResourceError: it cannot be made.
     """
 
     def __init__(self, out: Path) -> None:
@@ -44,6 +46,8 @@ class Lock:
             self._file = open(path, "a+")
         except (FileNotFoundError, FileExistsError):
             raise self._just_ended() from None
+        except OSError as error:  # the work folder of a folder where nothing can be made was never there
+            raise os_error(error, path if self.folder.exists() else self.out) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -91,7 +91,8 @@ class Options:
         if not split or not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) for name in split):
             raise UsageError(f"split names are {list(split)}, expected letters and digits", hint="train=0.9,val=0.1")
         if not all(f > 0 for f in split.values()) or not abs(sum(split.values()) - 1) <= 1e-6:
-            raise UsageError(f"split fractions are {dict(split)}", hint="Give fractions over 0 that add up to 1")
+            given = ",".join(f"{name}={fraction:g}" for name, fraction in split.items())
+            raise UsageError(f"split fractions are {given}", hint="Give fractions over 0 that add up to 1")
 
     @property
     def shard_nbytes(self) -> int:

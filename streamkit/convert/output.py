@@ -6,6 +6,7 @@ True
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,4 +64,5 @@ def _check_shards(out: Path, there: Manifest) -> None:
         path = out / shard.file
         if not path.exists() or path.stat().st_size != shard.nbytes:
             what = "is missing" if not path.exists() else f"has {path.stat().st_size} bytes, not {shard.nbytes}"
-            raise DamagedError(f"{shard.file} {what}", path=out, hint="Pass --overwrite to convert again.")
+            mend = f"Run `streamkit repair {shlex.quote(str(out))} --source SRC`, or pass --overwrite to convert again."
+            raise DamagedError(f"{shard.file} {what}", path=out, hint=mend)

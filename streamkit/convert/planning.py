@@ -20,6 +20,7 @@ from streamkit.convert.measure import measure
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, make_plan
 from streamkit.convert.publish import source_facts
+from streamkit.errors import did_you_mean
 from streamkit.schema import Schema
 from streamkit.shards import shard_format
 from streamkit.sources import Listing
@@ -107,10 +108,16 @@ def look(src: Path, final: Path, options: Options, beside: tuple[Path | None, Pa
     return Survey(src, final, options, new, facts, n_items, nbytes, before)
 
 
+_SPLITS = ("train", "val", "test")  # what splits are called as a rule
+
+
 def _remarks(schema: Schema, options: Options, listing: Listing) -> Iterator[str]:
     """What the user asked for and does not get, or may not have meant."""
     if options.shard_nbytes < 100_000:
         yield f"a shard size of {options.shard_nbytes} bytes makes many small files; write 128MB for megabytes"
+    for name in options.split or {}:
+        if name not in _SPLITS and not name.startswith(_SPLITS) and (meant := did_you_mean(name, _SPLITS)):
+            yield f"a split is called {name!r}. {meant.strip()}"
     if options.compression not in ("auto", "none"):
         for field in schema.payloads:
             if field.kind == "array" and field.encoding == "raw" and field.name not in listing.arrays:

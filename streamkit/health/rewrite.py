@@ -94,13 +94,16 @@ def repair(
         progress: called with the number of items to be written, returns what is told of items done.
 
     Raises:
-        UsageError: neither or both of `source` and `drop`, or a dataset of adopted files.
+        UsageError: neither or both of `source` and `drop`, a source that does not exist, or a dataset of adopted files.
         SourceError: the source has changed since.
         DamagedError: the manifest itself is damaged, or for `drop` an index or all of a split.
         BusyError: a converter is at work on this dataset.
     """
     if (source is None) != drop:
         raise UsageError("repair needs one of source and drop", hint="Pass --source SRC, or --drop.")
+    for given in (source, labels, masks):
+        if given is not None and not os.path.exists(given):
+            raise UsageError("this source does not exist", path=given, hint="Give what the dataset was converted from.")
     started = time.perf_counter()
     root = Path(os.path.realpath(local_only(path, "repair")))
     finish_swap(root)
@@ -199,11 +202,27 @@ class _Again:
         for file, part in parts.items():
             if part.shard.samples and part.shard != there.get(file):
                 raise SourceError(
-                    f"{file} made from it again is not the shard that the manifest names",
+                    f"{file} made from it again is not the shard that the manifest names{self._others(file, journal)}",
                     path=self.root,
                     hint=_CHANGED + (_CLASSES if self.grown else ""),
                 )
         return parts
+
+    def _others(self, file: str, journal: Journal) -> str:
+        """Which items became other bytes, where the index can still tell."""
+        splits = self.manifest.splits.values()
+        if any(self.damaged & {split.index, split.chunks} for split in splits) or not any(
+            shard.file == file and shard.samples for split in splits for shard in split.shards
+        ):
+            return ""
+        there, made = self.before.tables(file)[0], journal.tables(file)[0]
+        names = [n for n in there.column_names if n.endswith((".crc32c", ".length")) and n in made.column_names]
+        was, is_now = (
+            {row["key"]: row for row in table.select(["key", *names]).to_pylist()} for table in (there, made)
+        )
+        others = [key for key, row in was.items() if is_now.get(key) != row]
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        return f", because of {', '.join(others[:3])}{more}" if others else ""
 
     def _needs(self, shard: ShardPlan) -> bool:
         """True for a damaged shard, and for all that a damaged index or list of skipped items tells of."""

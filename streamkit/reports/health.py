@@ -38,14 +38,18 @@ def as_text(report: Report) -> str:
     if report.ok and report.mode == "quick":  # less than "is whole": no byte of a sample was looked at
         return (
             f"{one_line(report.out)}: sizes, headers and the index are right of {report.n_samples} samples in "
-            f"{report.n_shards} shards. Their bytes were not read; without --quick they are."
+            f"{_shards(report.n_shards)}. Their bytes were not read; without --quick they are."
         )
     if report.ok:
         return (
-            f"{one_line(report.out)} is whole: {report.n_samples} samples in {report.n_shards} shards, "
+            f"{one_line(report.out)} is whole: {report.n_samples} samples in {_shards(report.n_shards)}, "
             f"{human(report.nbytes)} read in {report.seconds:.1f} s."
         )
     return f"{one_line(report.out)} is damaged: {counted(report)}.\n\n{problem_table(report.problems)}"
+
+
+def _shards(n: int) -> str:
+    return f"{n} shard{'s' * (n != 1)}"
 
 
 def counted(report: Report) -> str:
@@ -90,4 +94,5 @@ def repair_text(repair: Repair) -> str:
         head += f" What lay in their place is kept as {', '.join(map(one_line, repair.aside))}."
     if not repair.lost:
         return head
-    return f"{head}\n\n{len(repair.lost)} records are lost:\n\n{problem_table(repair.lost)}"
+    lost = "1 record is" if len(repair.lost) == 1 else f"{len(repair.lost)} records are"
+    return f"{head}\n\n{lost} lost:\n\n{problem_table(repair.lost)}"
