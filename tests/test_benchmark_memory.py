@@ -22,6 +22,7 @@ benchmark_memory.child("numpy", "raise SystemExit('no such converter')")
 """
 
 
+@pytest.mark.slow
 def test_one_technique_is_measured_and_a_part_that_fails_says_why() -> None:
     needs("jax")
     path = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])

@@ -186,6 +186,7 @@ print([[float((np.asarray(keras.ops.convert_to_numpy(copy)) == 0).mean()) for co
     return json.loads(run.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_pruning_holds_on_two_devices_of_tensorflow() -> None:
     setup = """
 import tensorflow as tf

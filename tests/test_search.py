@@ -19,6 +19,7 @@ def test_the_schedule_of_a_choice_is_that_of_its_trial() -> None:
     assert (schedule.final, schedule.begin, schedule.end, schedule.every) == (0.5, 2, 5, 1)
 
 
+@pytest.mark.slow
 def test_trials_of_another_task_are_not_taken_over(tmp_path: Path) -> None:
     pytest.importorskip("keras_tuner")
     import keras
