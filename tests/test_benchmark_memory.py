@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from converting import needs
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
