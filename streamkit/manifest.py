@@ -26,14 +26,7 @@ from typing import Any, Self
 import blake3
 
 from streamkit import strict
-from streamkit.errors import (
-    DamagedError,
-    FormatVersionError,
-    RefusedError,
-    ResourceError,
-    UsageError,
-    did_you_mean,
-)
+from streamkit.errors import DamagedError, FormatVersionError, RefusedError, ResourceError, UsageError, did_you_mean
 from streamkit.guard import regular_file
 from streamkit.remote.address import Address, place
 from streamkit.schema import Schema
