@@ -183,6 +183,7 @@ print(json.dumps([weights, parts, refused]))
 """
 
 
+@pytest.mark.slow
 def test_jax_divides_every_batch_among_devices(out: Path, tmp_path: Path) -> None:
     needs("jax")
     (split,) = streamkit.open(out).splits

@@ -197,6 +197,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
     assert in_a_process("tensorflow", "float32", setup, mirrored) == [[0.75, 0.75]] * 3
 
 
+@pytest.mark.slow
 def test_pruning_holds_on_jax_which_never_calls_the_loss_scaling_optimizer() -> None:
     # Without TensorFlow as where it is not installed; and it takes seconds.
     setup = "import contextlib, sys; sys.modules['tensorflow'] = None"
