@@ -198,11 +198,11 @@ class Index:
             row -= n
         raise IndexError(row)
 
-    def texts(self, name: str) -> Iterator[str]:
-        """The values of a column of text, one after the other; no more than some of them are held."""
+    def texts(self, name: str) -> Iterator[pa.Array]:
+        """A column of text, some thousand values at a time."""
         self._check_texts([name])
         for batch in pq.ParquetFile(self.file).iter_batches(batch_size=1 << 14, columns=[name], use_threads=False):
-            yield from batch.column(0).to_pylist()
+            yield batch.column(0)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""

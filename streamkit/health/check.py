@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -166,9 +167,10 @@ class Check:
         for split in self.manifest.splits.values():
             yield from self._open(split)
         with ThreadPoolExecutor(self.n_workers, thread_name_prefix="streamkit") as pool:
-            for found in pool.map(lambda one: list(self._shard(*one)), shards):
-                yield from found
-            for found in pool.map(lambda name: list(self._side_file(name)), self.manifest.files):
+            keys = pool.map(Entries.repeated_keys, filter(None, self.entries.values()))
+            of_shards = pool.map(lambda one: list(self._shard(*one)), shards)
+            of_files = pool.map(lambda name: list(self._side_file(name)), self.manifest.files)
+            for found in chain(of_shards, of_files, keys):
                 yield from found
 
     def _open(self, split: Split) -> list[Problem]:
