@@ -160,9 +160,8 @@ class Check:
 
     def all(self) -> Iterator[Problem]:
         """Everything."""
-        files = [(name, f.nbytes) for name, f in self.manifest.files.items()]
         shards = [(split, i) for split in self.manifest.splits.values() for i in range(len(split.shards))]
-        total = sum(split.shards[i].nbytes for split, i in shards) + sum(nbytes for _, nbytes in files)
+        total = sum(split.shards[i].nbytes for split, i in shards) + sum(f.nbytes for f in self.manifest.files.values())
         self._tick = None if self._progress is None else self._progress(total)
         for split in self.manifest.splits.values():
             yield from self._open(split)
