@@ -1,7 +1,7 @@
 """Whether streamkit stays flat: time a sample over rows, shards and classes, and how long opening takes.
 
-A synthetic index costs minutes less than a conversion of 10 million rows and asks the same of the reader: rows repeat the
-ranges of one real shard, shards are copies of one. Classes are converted as they are.
+A synthetic index costs minutes less than a conversion of 10 million rows and asks the same of the reader: rows lie in one
+real shard of many names, shards are copies of one. Classes are converted as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -98,25 +98,25 @@ def converted(work: Path, name: str, n: int, n_classes: int = 10) -> Path:
 
 
 def repeated(work: Path, n: int) -> Path:
-    """One shard of N_REAL rows whose index says n."""
-    out = converted(work, f"rows-{n}", N_REAL)
-    split = _split(out)
-    table = _index(out, split)
-    _replace(out, split, (table for _ in range(n // N_REAL)), [dataclasses.replace(split.shards[0], samples=n)])
-    return out
+    """n rows in shards of N_REAL, which are one file by many names."""
+    return _alike(converted(work, f"rows-{n}", N_REAL), n // N_REAL, os.link)
 
 
 def _shards(work: Path, n: int, n_rows: int) -> Path:
     """n copies of one shard of n_rows / n rows."""
+    return _alike(converted(work, f"shards-{n}", n_rows // n), n, shutil.copy)
+
+
+def _alike(out: Path, n: int, put: Callable[[Path, Path], object]) -> Path:
+    """A dataset of one shard as one of n that are alike."""
     import pyarrow as pa
 
-    out = converted(work, f"shards-{n}", n_rows // n)
     split = _split(out)
     table, first = _index(out, split), split.shards[0]
     at = table.column_names.index("shard")
     names = [f"train-{i:05d}.tfrecord" for i in range(n)]
     for name in names[1:]:
-        shutil.copy(out / first.file, out / name)
+        put(out / first.file, out / name)
     tables = (table.set_column(at, "shard", pa.array([name] * len(table), pa.string())) for name in names)
     _replace(out, split, tables, [dataclasses.replace(first, file=name) for name in names])
     return out
