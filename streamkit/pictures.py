@@ -1,12 +1,16 @@
 """Rows -> pictures: decode, cut out, resize and mirror into a batch's slots, at the smallest scale that suffices.
 
->>> _whole_size((100, 50), np.array([[0, 0, 0.5, 1.0]]), 0)
-(200, 50)
+>>> import tempfile, streamkit
+>>> out = tempfile.mkdtemp() + "/out"
+>>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
+>>> loader = streamkit.Loader(out, split="val", image_size=(16, 24), crop="random", dtype="uint8")
+>>> images, _ = loader.batch(0, 0)
+>>> images.shape, bool((images == loader.batch(0, 0)[0]).all()), bool((images == loader.batch(1, 0)[0]).all())
+((32, 16, 24, 3), True, False)
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +20,7 @@ import numpy.typing as npt
 from streamkit.augment import center_boxes, flips, random_boxes
 from streamkit.buffers import Buffers
 from streamkit.codecs import image
+from streamkit.codecs.plain import decode_alike, plain_decoder
 from streamkit.codecs.resize import EXACT, cut_out, decode_at_least, mirror, recolor, resize
 from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
@@ -97,28 +102,35 @@ class Pictures:
         return list(stored)
 
     def _decode_into(self, field: Field, rows: Ints, out: Pixels, boxes: npt.NDArray[np.float64] | None) -> None:
-        """Decode encoded pictures and fit each, or its box, into its slot."""
-        stored = self.payloads.stored(field, rows)
-        fits = boxes is None and field.shape[:2] == out.shape[1:3]
-        rest = image.decode_alike(stored, out) if fits and self._plain(field, rows) else range(len(rows))
-        for i in rest:
-            size = None if fits else _whole_size(out.shape[1:3], boxes, i)
-            upper = float(boxes[i, 0] + boxes[i, 2]) if boxes is not None and self.known_whole else 1.0
-            pixels = self._decode(field, int(rows[i]), stored[i], size, upper)
-            self._fit(field, pixels, out[i], None if boxes is None else boxes[i])
+        """Decode encoded pictures and fit each, or its box, into its slot; what can be, is computed for all at once."""
+        stored, plain = self.payloads.stored(field, rows), self._plain(field, rows)
+        if boxes is None and field.shape[:2] == out.shape[1:3]:
+            for i in decode_alike(stored, out) if plain.all() else range(len(rows)):
+                self._fit(field, self._decode(field, int(rows[i]), stored[i]), out[i], None)
+            return
+        how = self._interpolation(field)
+        parts = np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1)) if boxes is None else boxes
+        least = decode_at_least(out.shape[1:3] / parts[:, 2:], how)
+        upper = parts[:, 0] + parts[:, 2] if boxes is not None and self.known_whole else np.ones(len(rows))
+        decode = plain_decoder(self.view.n_channels(field), how in EXACT, self.max_pixels)
+        each = zip(stored, plain.tolist(), least.tolist(), upper.tolist(), parts.tolist(), strict=True)
+        for i, (data, is_plain, (height, width), share, part) in enumerate(each):
+            pixels = decode(data, height, width, share) if is_plain else None
+            if pixels is None:
+                pixels = self._decode(field, int(rows[i]), data, (height, width))
+            self._fit(field, pixels, out[i], None if boxes is None else part)
 
-    def _plain(self, field: Field, rows: Ints) -> bool:
-        """True where no picture of these rows is to be turned, and none is stored with four channels."""
-        turned, channels = self.columns.get("orientation"), self.columns.get("channels")
-        return field.kind == "image" and (
-            (turned is None or bool((turned[rows] == 1).all()))
-            and (channels is None or bool((channels[rows] < 4).all()))
-        )
+    def _plain(self, field: Field, rows: Ints) -> npt.NDArray[np.bool_]:
+        """Which pictures are not to be turned and have no four channels: JPEGs among them are plain ones."""
+        plain = np.full(len(rows), field.kind == "image")
+        if "orientation" in self.columns:
+            plain &= self.columns["orientation"][rows] == 1
+        if "channels" in self.columns:
+            plain &= self.columns["channels"][rows] < 4
+        return plain
 
-    def _decode(
-        self, field: Field, row: int, data: memoryview, size: tuple[int, int] | None = None, upper: float = 1.0
-    ) -> Pixels:
-        """A picture upright, in the view's channels; not smaller than `size` where it is to be resized; its `upper` part."""
+    def _decode(self, field: Field, row: int, data: memoryview, least: tuple[int, int] | None = None) -> Pixels:
+        """A picture upright, in the view's channels; where it is to be resized, not smaller than `least`."""
         how = self._interpolation(field)
         is_image = field.kind == "image"  # the index's columns speak of it, not of masks
         turned, channels = (self.columns.get(name) if is_image else None for name in ("orientation", "channels"))
@@ -128,16 +140,15 @@ class Pictures:
                 channels=self.view.n_channels(field),
                 orientation=int(turned[row]) if turned is not None else 1 if is_image else None,
                 n_stored=3 if channels is None else int(channels[row]),
-                at_least=None if size is None else decode_at_least(size, how),
-                accurate=size is not None and how in EXACT,
+                at_least=least if least and any(least) else None,
+                accurate=least is not None and how in EXACT,
                 max_pixels=self.max_pixels,
                 mask=not is_image,
-                upper=upper,
             )
         except image.BadImage as error:
             raise self.payloads.reader.bad_picture(row, error) from None
 
-    def _fit(self, field: Field, pixels: Pixels, slot: Pixels, box: npt.NDArray[np.float64] | None) -> None:
+    def _fit(self, field: Field, pixels: Pixels, slot: Pixels, box: Sequence[float] | None) -> None:
         """Cut the box out, and resize it into the batch's slot."""
         if box is not None:
             pixels = cut_out(pixels, box)
@@ -148,13 +159,6 @@ class Pictures:
 
     def _interpolation(self, field: Field) -> str:
         return self.view.interpolation if field.kind == "image" else "nearest"  # between two classes there is no mean
-
-
-def _whole_size(size: tuple[int, ...], boxes: npt.NDArray[np.float64] | None, i: int) -> tuple[int, int]:
-    """(height, width) that a whole picture must have, so that its box i has `size`."""
-    if boxes is None:
-        return size[0], size[1]
-    return math.ceil(size[0] / boxes[i, 2]), math.ceil(size[1] / boxes[i, 3])
 
 
 def largest(manifest: Manifest, allowed: int) -> int:

@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from streamkit.codecs import array, image
+from streamkit.codecs.image import scratch
+from streamkit.codecs.plain import decode_alike, plain_decoder
 from streamkit.codecs.upper import upper_lines
 
 # Pictures: one rule a mode, each with a golden pixel
@@ -189,7 +191,7 @@ def test_pictures_decoded_alike_are_those_decoded_one_by_one() -> None:
     others += [encoded(picture(32, 24), "JPEG"), right[0][:-20], b""]
     datas = [right[0], *others, right[1]]
     out = np.zeros((len(datas), 16, 24, 3), np.uint8)
-    assert image.decode_alike([memoryview(d) for d in datas], out) == list(range(1, len(datas) - 1))
+    assert decode_alike([memoryview(d) for d in datas], out) == list(range(1, len(datas) - 1))
     for slot, data in zip(out[[0, -1]], right, strict=True):
         np.testing.assert_array_equal(slot, image.decode(data, channels=3))
         assert_same_picture(slot, pillow(data), "a.jpg")
@@ -280,8 +282,9 @@ def test_upper_lines_are_those_of_the_whole_picture(
     data = jpeg(width, height, seed=height, subsampling=subsampling)
     size = None if at_least == (0, 0) else at_least
     whole = image.decode(data, channels=channels, orientation=1, at_least=size, accurate=accurate).copy()
-    image._scratch_for(1)[: whole.size] = 7
-    upper = image.decode(data, channels=channels, orientation=1, at_least=size, accurate=accurate, upper=share)
+    scratch(1)[: whole.size] = 7
+    upper = plain_decoder(channels, accurate, 1 << 20)(data, *at_least, share)
+    assert upper is not None
     assert upper.shape == whole.shape
     wanted = min(len(whole), round(share * len(whole)) + 1)
     assert (upper[:wanted] == whole[:wanted]).all()
@@ -290,7 +293,9 @@ def test_upper_lines_are_those_of_the_whole_picture(
 def test_lines_below_are_not_decoded() -> None:
     data = jpeg(100, 400, seed=0)
     buffer = np.full(100 * 400 * 3, 7, np.uint8)
-    upper = upper_lines(data, 0.5, "RGB", (0, 0), True, buffer)
+    alive = memoryview(bytearray(data))
+    upper = upper_lines(alive, 0.5, "RGB", (0, 0), True, buffer)
+    assert bytes(alive) == data
     assert upper is not None and (upper[:200] != 7).any(axis=(1, 2)).all() and (upper[250:] == 7).all()
 
 

@@ -25,7 +25,7 @@ from reading import all_same, convert, same
 
 import streamkit
 from streamkit import DamagedError, Loader, UsageError
-from streamkit.codecs import image
+from streamkit.codecs import image, plain
 from streamkit.codecs.resize import resize
 
 N = 50  # rows of the numbered tables
@@ -456,7 +456,7 @@ def test_crops_of_pictures_known_to_be_whole_are_the_same_with_less_decoding(tmp
         loader = Loader(
             convert(source, tmp_path / check, check=check), crop="random", image_size=(64, 48), shuffle=False
         )
-        with mock.patch.object(image, "upper_lines", wraps=image.upper_lines) as shortened:
+        with mock.patch.object(plain, "upper_lines", wraps=plain.upper_lines) as shortened:
             batches.append([])
             for loader.epoch in range(4):
                 batches[-1] += [x for x, _ in loader]

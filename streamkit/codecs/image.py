@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,14 +42,13 @@ from streamkit.codecs.pillow import RefusedImage as RefusedImage
 from streamkit.codecs.pillow import check_crcs as check_crcs
 from streamkit.codecs.pillow import check_size, decode_whole, n_channels_of, numbers_of, opened, orientation_of
 from streamkit.codecs.pillow import upright as upright
-from streamkit.codecs.upper import upper_lines
 
 Pixels = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _MAGICS = (_JPEG_MAGIC, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
-_JPEG_SPACE = {1: "GRAY", 3: "RGB", 4: "RGBA"}
+JPEG_SPACE = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 
 
 class Info(NamedTuple):
@@ -163,7 +161,7 @@ class _Scratch(threading.local):
     buffer: Pixels | None = None
 
 
-_scratch = _Scratch()
+_own = _Scratch()
 
 
 def decode(
@@ -176,7 +174,6 @@ def decode(
     accurate: bool = False,
     max_pixels: int = MAX_PIXELS,
     mask: bool = False,
-    upper: float = 1.0,
 ) -> Pixels:
     """Decode a picture.
 
@@ -189,8 +186,6 @@ def decode(
         accurate: take a JPEG's accurate DCT instead of the fast one.
         max_pixels: limit on width x height.
         mask: one channel of class numbers is wanted: of a palette the numbers, not their colours.
-        upper: share of the lines that is wanted, from the top. Of a JPEG, the others may be left as they happen to be, and
-            damage in them is not found.
 
     Returns:
         uint8 (height, width, channels), upright. It may be a view of a buffer that the thread's next call overwrites.
@@ -206,17 +201,13 @@ def decode(
     coloured = mask and probe(data, max_pixels).channels == 3
     channels = 3 if coloured else channels
     try:
-        buffer = _scratch_for(max_pixels * channels)
+        buffer = scratch(max_pixels * channels)
         height, width = at_least or (0, 0)
-        if upper < 1 and orientation == 1 and not coloured:
-            found = upper_lines(data, upper, _JPEG_SPACE[channels], (height, width), not accurate, buffer)
-            if found is not None:
-                return found
         if orientation >= 5:
             height, width = width, height
         pixels: Pixels = simplejpeg.decode_jpeg(
             data,
-            _JPEG_SPACE[channels],
+            JPEG_SPACE[channels],
             fastdct=not accurate,
             min_height=height,
             min_width=width,
@@ -230,28 +221,11 @@ def decode(
     return upright(numbers_of(pixels) if coloured else pixels, orientation)
 
 
-def decode_alike(datas: Sequence[memoryview], out: Pixels) -> list[int]:
-    """Decode JPEGs of one size, upright and not CMYK, into uint8 `out` (n, height, width, channels).
-
-    Returns:
-        Numbers of those that were something else or damaged: `decode` takes them, or says what is wrong.
-    """
-    decode_jpeg, space, shape = simplejpeg.decode_jpeg, _JPEG_SPACE[out.shape[3]], out.shape[1:]
-    rest = []
-    # Threads take turns in what is between two calls, which for small pictures is most of the time: so it is this little.
-    for i, (data, slot) in enumerate(zip(datas, out.reshape(len(out), -1), strict=True)):
-        try:
-            if decode_jpeg(data, space, True, False, 0, 0, 1, slot).shape != shape:
-                rest.append(i)
-        except ValueError:
-            rest.append(i)
-    return rest
-
-
-def _scratch_for(nbytes: int) -> Pixels:
-    if _scratch.buffer is None or _scratch.buffer.size < nbytes:
-        _scratch.buffer = np.empty(nbytes, np.uint8)
-    return _scratch.buffer
+def scratch(nbytes: int) -> Pixels:
+    """The thread's buffer, at least so large."""
+    if _own.buffer is None or _own.buffer.size < nbytes:
+        _own.buffer = np.empty(nbytes, np.uint8)
+    return _own.buffer
 
 
 def _orientation(data: Any) -> int:

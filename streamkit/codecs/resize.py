@@ -16,7 +16,7 @@ float64, over photos shrunk 1 to 8 times [dB]; tests/test_fidelity.py holds it:
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -36,10 +36,9 @@ EXACT = ("area", "antialias", "lanczos3")  # these deserve the accurate DCT: the
 _AFTER_SCALING = {"bilinear": 1.02, "bicubic": 1.02}
 
 
-def decode_at_least(size: tuple[int, int], interpolation: str) -> tuple[int, int] | None:
-    """(height, width) that a picture must at least be decoded at, to be resized to `size`; None for its own size."""
-    spare = _AFTER_SCALING.get(interpolation)
-    return None if spare is None else (math.ceil(size[0] * spare), math.ceil(size[1] * spare))
+def decode_at_least(sizes: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.int64]:
+    """(height, width) that pictures must at least be decoded at, to be resized to `sizes`; 0 for their own size."""
+    return np.ceil(np.ceil(sizes) * _AFTER_SCALING.get(interpolation, 0)).astype(np.int64)
 
 
 def resize(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear", out: Pixels | None = None) -> Pixels:
@@ -111,7 +110,7 @@ def mirror(pixels: Pixels) -> None:
     cv2.flip(flat, 1, dst=flat)
 
 
-def cut_out(pixels: Pixels, box: npt.NDArray[np.float64]) -> Pixels:
+def cut_out(pixels: Pixels, box: Sequence[float]) -> Pixels:
     """A part of (height, width, channels) pixels; `box`: top, left, height, width as shares of the whole. A view."""
     h, w = pixels.shape[:2]
     top, left = round(box[0] * h), round(box[1] * w)

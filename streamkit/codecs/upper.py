@@ -24,7 +24,8 @@ import simplejpeg
 
 Pixels = npt.NDArray[np.uint8]
 
-_SEQUENTIAL, _RESTARTS, _SCAN = (0xC0, 0xC1), 0xDD, 0xDA
+_SEQUENTIAL, _SCAN = (0xC0, 0xC1), 0xDA
+_OTHERS = frozenset({0xDD, *range(0xC2, 0xD0)} - {0xC4, 0xC8, 0xCC})  # restart markers, or a frame of another kind
 _EXPECTED = "extraneous bytes before marker 0xd9"
 _N_CHANNELS = {"GRAY": 1, "RGB": 3, "RGBA": 4}
 _EIGHTHS = (1, 2, 3, 4, 8)  # scales at which simplejpeg decodes when it is to halve at least
@@ -39,7 +40,7 @@ def upper_lines(
     """Decode the first lines of an upright JPEG.
 
     Args:
-        data: the file's bytes.
+        data: the file's bytes; if they may be written to, the height among them is another one meanwhile.
         share: of the height that is wanted, from the top.
         space: "GRAY", "RGB" or "RGBA".
         at_least: (height, width) that the whole picture must have at the scale chosen; (0, 0) for full size.
@@ -56,33 +57,36 @@ def upper_lines(
     if at is None:
         return None
     height, width = data[at] << 8 | data[at + 1], data[at + 2] << 8 | data[at + 3]
-    eighths = next(n for n in _EIGHTHS if n == 8 or _reaches(n, (height, width), at_least))
+    eighths = _eighths(height, width, *at_least)
     # One more line of the scaled picture for rounding, and two of colours: the last line is smoothed with the next.
     n_lines = -(-int(share * height + 4 + 24 / eighths) // _MCU) * _MCU
     shape = _scaled(height, eighths), _scaled(width, eighths), _N_CHANNELS[space]
     if n_lines > _WORTH * height or width < _LEAST_WIDTH or shape[0] * shape[1] * shape[2] > buffer.size:
         return None
-    shortened = bytearray(data)
+    shortened = memoryview(bytearray(data)) if memoryview(data).readonly else data
     shortened[at : at + 2] = n_lines.to_bytes(2, "big")
-    wanted = (0, 0) if eighths == 8 else (1, shape[1])
+    wanted_height, wanted_width = (0, 0) if eighths == 8 else (1, shape[1])
+    factor = 2 if eighths < 8 else 1
     try:
-        simplejpeg.decode_jpeg(shortened, space, fast, False, *wanted, 2 if eighths < 8 else 1, buffer)
+        simplejpeg.decode_jpeg(shortened, space, fast, False, wanted_height, wanted_width, factor, buffer)
     except ValueError as error:
         if not str(error).endswith(_EXPECTED):
             return None
+    finally:
+        shortened[at : at + 2] = height.to_bytes(2, "big")
     return buffer[: shape[0] * shape[1] * shape[2]].reshape(shape)
 
 
 def _frame_at(data: Any) -> int | None:
     """Where the height stands in the header of a sequential JPEG without restart markers."""
-    at, found = 2, None
-    while at + 9 < len(data) and data[at] == 0xFF:
+    at, end, found = 2, len(data) - 9, None
+    while at < end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == _SCAN:
             return found
         if marker in _SEQUENTIAL:
             found = at + 5
-        elif marker == _RESTARTS or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+        elif marker in _OTHERS:
             return None
         at += 2 + (data[at + 2] << 8 | data[at + 3])
     return None
@@ -92,5 +96,10 @@ def _scaled(n: int, eighths: int) -> int:
     return -(-n * eighths // 8)
 
 
-def _reaches(eighths: int, size: tuple[int, int], at_least: tuple[int, int]) -> bool:
-    return all(_scaled(n, eighths) >= min(n, wanted or n) for n, wanted in zip(size, at_least, strict=True))
+def _eighths(height: int, width: int, least_height: int, least_width: int) -> int:
+    """The smallest scale that reaches what is wanted, as far as the picture does; 0 wants all of it."""
+    least_height, least_width = min(height, least_height or height), min(width, least_width or width)
+    for n in _EIGHTHS:
+        if -(-height * n // 8) >= least_height and -(-width * n // 8) >= least_width:
+            return n
+    return 8
