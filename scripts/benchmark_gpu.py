@@ -280,6 +280,39 @@ def auto(folder: Path) -> dict[str, Any]:
     return {"exit_code": run.returncode, "stdout": run.stdout.splitlines(), "stderr": told or [run.stderr[-2000:]]}
 
 
+# Tables
+
+
+def memory_table(kept: dict[str, Any]) -> list[str]:
+    """A row a technique, each beside the first of its group: what XLA plans on JAX, what PyTorch's allocator saw."""
+    lines = ["| a training step | JAX, as XLA plans it | of the first | PyTorch, allocator's peak | of the first |"]
+    lines += ["|---|---|---|---|---|"]
+    first: dict[str, int] = {}
+    columns = {"jax": "planned_nbytes", "torch": "peak_nbytes"}
+    for name in kept["jax"]["memory"]:
+        row = [name]
+        for backend, column in columns.items():
+            nbytes = kept[backend]["memory"][name][column]
+            first[backend] = first[backend] if name.startswith("-") else nbytes
+            row += [f"{nbytes / 1e9:.2f} GB", f"{nbytes / first[backend]:.2f}" if name.startswith("-") else ""]
+        lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
+def feed_table(kept: dict[str, Any]) -> list[str]:
+    lines = [
+        "| batches from | backend | images/s | of device memory | data wait | the loader alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for backend, found in kept.items():
+        for name, way in found["feed"]["mixed_bfloat16"]["ways"].items():
+            share, alone = way.get("of_device_memory"), way.get("loader_alone")
+            row = [name, backend, f"{way['images_per_second']:,.0f}", f"{share:.3f}" if share else ""]
+            row += [f"{way['data_wait']:.1%}", f"{alone:,.0f}" if alone else ""]
+            lines.append(f"| {' | '.join(row)} |")
+    return lines
+
+
 # All of it
 
 
@@ -368,7 +401,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=4, help="measurements of memory and resume at a time; default: 4")
     parser.add_argument("--out", type=Path, help="write the result there")
     parser.add_argument("--save", action="store_true", help=f"keep the result in {RESULTS.parent.name}/{RESULTS.name}")
+    parser.add_argument(
+        "--table", action="store_true", help="measure nothing, print tables of the result that was kept"
+    )
     args = parser.parse_args()
+    if args.table:
+        kept = json.loads(RESULTS.read_text())
+        print("\n".join([*feed_table(kept), "", *memory_table(kept)]))
+        return
     if args.child:
         print(json.dumps(run_child(args.child[0], args.child[1:])))
         return
