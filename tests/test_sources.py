@@ -187,6 +187,12 @@ def test_an_encrypted_npz(tmp_path: Path) -> None:
         open_source(tmp_path / "x.npz").listing()
 
 
+def test_a_folder_of_tables_is_refused_with_what_to_give_instead(tmp_path: Path) -> None:
+    np.savez(tmp_path / "all.npz", x=np.zeros((3, 2)))
+    with pytest.raises(SourceError, match=r"no readable item: 1 x \.npz\. Give a file instead of its folder"):
+        open_source(tmp_path)
+
+
 def test_objects_in_a_table_are_refused(tmp_path: Path) -> None:
     values = np.array([{"a": 1}, None], object)
     np.save(tmp_path / "x.npy", values, allow_pickle=True)
