@@ -520,6 +520,22 @@ def test_one_logit_too_is_judged_by_the_class_that_it_says() -> None:
     assert model.evaluate(x, np.zeros(8, np.int32), verbose=0, return_dict=True)["accuracy"] == 1.0
 
 
+def test_what_keras_leaves_uncompiled_on_jax_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    from streamkit.training.networks import Design, network
+    from streamkit.training.refusing import warn_of_eager_steps
+
+    zoomed = keras.Sequential([keras.Input((64, 64, 3)), keras.layers.RandomZoom(0.1), keras.layers.Flatten()])
+    warn_of_eager_steps(zoomed)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.warns(UserWarning, match=r"sequential\w* is not compiled on JAX .* because of random_zoom"):
+        warn_of_eager_steps(zoomed)
+    augmented = network(Design("small_cnn", augment=True), (64, 64, 3), "uint8", 2)
+    assert any("random_zoom" in layer.name for layer in augmented.layers)
+    warn_of_eager_steps(augmented)
+
+
 @pytest.mark.parametrize("side, augment, expected", [(64, None, 3), (63, None, 0), (64, False, 0), (16, True, 3)])
 def test_large_images_are_augmented_unless_told_otherwise(side: int, augment: bool | None, expected: int) -> None:
     from streamkit.training.networks import Design, network

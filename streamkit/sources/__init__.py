@@ -107,9 +107,13 @@ def _folder_source(root: Path, class_folders: bool, tile: tuple[int, int] | None
     if found.records:
         return _record_source(root, found)
     others = ", ".join(f"{n} x {ext or 'no extension'}" for ext, n in sorted(found.others.items())[:8])
-    hint = "In a folder, readable are JPEG, PNG, WebP, BMP, GIF, TIFF, .npy, .txt, .csv, .tsv, .jsonl, .parquet and .tar."
+    hint = (
+        "In a folder, readable are JPEG, PNG, WebP, BMP, GIF, TIFF, .npy, .txt, .csv, .tsv, .jsonl, .parquet and .tar."
+    )
     if any(ext in TABLE_EXTENSIONS for ext in found.others):
-        hint = f"Give a file instead of its folder: the rows of one {' or '.join(TABLE_EXTENSIONS[1:])} are the samples."
+        hint = (
+            f"Give a file instead of its folder: the rows of one {' or '.join(TABLE_EXTENSIONS[1:])} are the samples."
+        )
     raise SourceError(f"no readable item: {others or 'the folder is empty'}", path=root, hint=hint)
 
 

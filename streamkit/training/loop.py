@@ -31,7 +31,7 @@ from streamkit.errors import UsageError
 from streamkit.replicas import refuse_workers_of_keras
 from streamkit.training.feeding import Feed
 from streamkit.training.interrupting import Held, held
-from streamkit.training.refusing import refuse_foreign, refuse_uncompiled
+from streamkit.training.refusing import refuse_foreign, refuse_uncompiled, warn_of_eager_steps
 from streamkit.training.state import FILE_NAME, Arrays, State, build, plain_rate, put_back, random_states, refuse_others
 from streamkit.units import whole
 
@@ -88,6 +88,7 @@ def fit(
     """
     refuse_workers_of_keras(getattr(model, "distribute_strategy", None))
     refuse_uncompiled(model)
+    warn_of_eager_steps(model)
     if (whole("every_steps", every_steps) or 0) < 1:
         raise UsageError(f"every_steps is {every_steps}, expected at least 1")
     feed = Feed.of(loader)

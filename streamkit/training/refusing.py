@@ -11,6 +11,7 @@ streamkit.errors.UsageError: .../new/curves.html: there is no folder .../new. Ma
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -55,4 +56,19 @@ def refuse_uncompiled(model: Any) -> None:
         raise UsageError(
             f"{getattr(model, 'name', 'the model')} is not compiled, so it has no optimizer",
             hint='Call model.compile(optimizer="adam", loss=...) first.',
+        )
+
+
+def warn_of_eager_steps(model: Any) -> None:
+    """Warn of a model that Keras on JAX does not compile, as a layer says that XLA cannot: each step then runs operation by
+    operation, many times slower. Keras says nothing of it."""
+    import keras
+
+    if keras.backend.backend() != "jax" or model.jit_compile or model.run_eagerly:
+        return
+    if names := [layer.name for layer in model._flatten_layers() if not layer.supports_jit]:
+        warnings.warn(
+            f"{model.name} is not compiled on JAX and trains slowly, because of {', '.join(names)}. Where a layer uses no "
+            "TensorFlow (RandomZoom and its kin do not), set its supports_jit to True before model.compile.",
+            stacklevel=3,
         )
