@@ -105,7 +105,7 @@ class Pictures:
         """Decode encoded pictures and fit each, or its box, into its slot; what can be, is computed for all at once."""
         stored, plain = self.payloads.stored(field, rows), self._plain(field, rows)
         if boxes is None and field.shape[:2] == out.shape[1:3]:
-            for i in decode_alike(stored, out) if plain.all() else range(len(rows)):
+            for i in decode_alike(stored, plain.tolist(), out):
                 self._fit(field, self._decode(field, int(rows[i]), stored[i]), out[i], None)
             return
         how = self._interpolation(field)

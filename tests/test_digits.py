@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import train
-from converting import ROOT, python
+from converting import ROOT, needs, python
 
 import streamkit
 
@@ -58,7 +58,7 @@ print(json.dumps([accuracy(dense), short]))
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
 def test_smaller_layers_lose_at_most_two_points_after_two_epochs(backend: str) -> None:
-    pytest.importorskip("sklearn")
+    needs(backend, "sklearn")
     run = python(FORMS, ROOT / "scripts", env={"KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"})
     assert run.returncode == 0, run.stderr[-3000:]
     before, short = json.loads(run.stdout.splitlines()[-1])

@@ -1076,3 +1076,11 @@ def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
         assert n_samples == n
         assert grown[n] < bound + (8 << 20), (grown, bound)  # 8 MiB for the interpreter and the threads' stacks
     assert grown[5120] < grown[1280] + (6 << 20)  # the data grew by 60 MiB
+
+
+def test_a_long_thin_picture_that_is_no_jpeg_is_resized_too(tmp_path: Path) -> None:
+    """Its crop asks for a height that a JPEG decoder does not know as a number."""
+    files = {f"a/{i}.png": converting.encoded(np.zeros((1, 3_000_000, 1), np.uint8)) for i in range(2)}
+    out = convert(converting.write_files(tmp_path / "raw", files), tmp_path / "out")
+    x, _ = Loader(out, image_size=(1024, 1024), crop="center").batch(0, 0)
+    assert x.shape == (2, 1024, 1024, 3)

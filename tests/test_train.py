@@ -523,6 +523,7 @@ def test_one_logit_too_is_judged_by_the_class_that_it_says() -> None:
 def test_what_keras_leaves_uncompiled_on_jax_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
 
+    from streamkit.training.job import compiled
     from streamkit.training.networks import Design, network
     from streamkit.training.refusing import warn_of_eager_steps
 
@@ -532,8 +533,9 @@ def test_what_keras_leaves_uncompiled_on_jax_is_told_of(monkeypatch: pytest.Monk
     with pytest.warns(UserWarning, match=r"sequential\w* is not compiled on JAX .* because of random_zoom"):
         warn_of_eager_steps(zoomed)
     augmented = network(Design("small_cnn", augment=True), (64, 64, 3), "uint8", 2)
-    assert any("random_zoom" in layer.name for layer in augmented.layers)
-    warn_of_eager_steps(augmented)
+    for model in (augmented, keras.models.clone_model(augmented)):
+        assert any("random_zoom" in layer.name for layer in model.layers)
+        warn_of_eager_steps(compiled(model, 1e-3, 10, 1))
 
 
 @pytest.mark.parametrize("side, augment, expected", [(64, None, 3), (63, None, 0), (64, False, 0), (16, True, 3)])

@@ -46,8 +46,8 @@ from streamkit.codecs.pillow import upright as upright
 Pixels = npt.NDArray[np.uint8]
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_JPEG_MAGIC = b"\xff\xd8\xff"
-_MAGICS = (_JPEG_MAGIC, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+JPEG_MAGIC = b"\xff\xd8\xff"
+_MAGICS = (JPEG_MAGIC, b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
 JPEG_SPACE = {1: "GRAY", 3: "RGB", 4: "RGBA"}
 
 
@@ -84,7 +84,7 @@ def probe(data: Any, max_pixels: int = MAX_PIXELS) -> Info:
         BadImage: no picture, or of an unknown kind.
         RefusedImage: more than `max_pixels` pixels.
     """
-    if bytes(data[:3]) == _JPEG_MAGIC:
+    if bytes(data[:3]) == JPEG_MAGIC:
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
         except ValueError as error:
@@ -184,7 +184,7 @@ def decode(
         n_stored: channels as stored, when known; 4 sends a JPEG (CMYK) through Pillow.
         at_least: (height, width) wanted upright; a JPEG is then decoded at the smallest scale not below it.
         accurate: take a JPEG's accurate DCT instead of the fast one.
-        max_pixels: limit on width x height.
+        max_pixels: limit on width x height of what is decoded.
         mask: one channel of class numbers is wanted: of a palette the numbers, not their colours.
 
     Returns:
@@ -192,9 +192,9 @@ def decode(
 
     Raises:
         BadImage: the bytes are damaged, or a mask holds colours or 16-bit numbers.
-        RefusedImage: more than `max_pixels` pixels.
+        RefusedImage: that is more than `max_pixels`.
     """
-    if bytes(data[:3]) != _JPEG_MAGIC or n_stored == 4:
+    if bytes(data[:3]) != JPEG_MAGIC or n_stored == 4:
         return decode_whole(data, channels, max_pixels, mask)
     if orientation is None:
         orientation = _orientation(data)
@@ -222,10 +222,10 @@ def decode(
 
 
 def scratch(nbytes: int) -> Pixels:
-    """The thread's buffer, at least so large."""
+    """So much of the thread's buffer, and no more: decoders take its size for the limit."""
     if _own.buffer is None or _own.buffer.size < nbytes:
         _own.buffer = np.empty(nbytes, np.uint8)
-    return _own.buffer
+    return _own.buffer[:nbytes]
 
 
 def _orientation(data: Any) -> int:

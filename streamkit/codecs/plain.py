@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
-from streamkit.codecs.image import JPEG_SPACE, scratch
+from streamkit.codecs.image import JPEG_MAGIC, JPEG_SPACE, scratch
 from streamkit.codecs.upper import upper_lines
 
 Pixels = npt.NDArray[np.uint8]
@@ -30,7 +30,7 @@ def plain_decoder(channels: int, accurate: bool, max_pixels: int) -> Callable[[A
     Args:
         channels: 1, 3 or 4 wanted.
         accurate: take the accurate DCT instead of the fast one.
-        max_pixels: limit on width x height.
+        max_pixels: limit on width x height of what is decoded.
 
     Returns:
         Function of (data, height, width, upper): the file's bytes, what it must be decoded at as `decode`'s `at_least` (0, 0:
@@ -39,9 +39,11 @@ def plain_decoder(channels: int, accurate: bool, max_pixels: int) -> Callable[[A
         next picture overwrites; or None for what is no such JPEG, is damaged or too large: `decode` takes it, or says so.
     """
     decode_jpeg, space, fast = simplejpeg.decode_jpeg, JPEG_SPACE[channels], not accurate
-    buffer = scratch(max_pixels * channels)
 
     def decode_one(data: Any, height: int, width: int, upper: float) -> Pixels | None:
+        if data[:3] != JPEG_MAGIC:
+            return None
+        buffer = scratch(max_pixels * channels)
         try:
             found = upper_lines(data, upper, space, (height, width), fast, buffer) if upper < 1 else None
             if found is None:
@@ -53,18 +55,20 @@ def plain_decoder(channels: int, accurate: bool, max_pixels: int) -> Callable[[A
     return decode_one
 
 
-def decode_alike(datas: Sequence[memoryview], out: Pixels) -> list[int]:
-    """Decode JPEGs of one size, upright and not CMYK, into uint8 `out` (n, height, width, channels).
+def decode_alike(datas: Sequence[memoryview], plain: Sequence[bool], out: Pixels) -> list[int]:
+    """Decode JPEGs of one size into uint8 `out` (n, height, width, channels).
+
+    Args:
+        plain: which may be such JPEGs.
 
     Returns:
         Numbers of those that were something else or damaged: `decode` takes them, or says what is wrong.
     """
     decode_jpeg, space, shape = simplejpeg.decode_jpeg, JPEG_SPACE[out.shape[3]], out.shape[1:]
     rest = []
-    # Threads take turns in what is between two calls, which for small pictures is most of the time: so it is this little.
-    for i, (data, slot) in enumerate(zip(datas, out.reshape(len(out), -1), strict=True)):
+    for i, (data, is_plain, slot) in enumerate(zip(datas, plain, out.reshape(len(out), -1), strict=True)):
         try:
-            if decode_jpeg(data, space, True, False, 0, 0, 1, slot).shape != shape:
+            if not is_plain or decode_jpeg(data, space, True, False, 0, 0, 1, slot).shape != shape:
                 rest.append(i)
         except ValueError:
             rest.append(i)

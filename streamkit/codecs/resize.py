@@ -37,8 +37,10 @@ _AFTER_SCALING = {"bilinear": 1.02, "bicubic": 1.02}
 
 
 def decode_at_least(sizes: npt.NDArray[np.float64], interpolation: str) -> npt.NDArray[np.int64]:
-    """(height, width) that pictures must at least be decoded at, to be resized to `sizes`; 0 for their own size."""
-    return np.ceil(np.ceil(sizes) * _AFTER_SCALING.get(interpolation, 0)).astype(np.int64)
+    """(height, width) that pictures must at least be decoded at, to be resized to `sizes`; 0 for their own size. No JPEG has
+    a side of more than 65,535."""
+    least = np.ceil(np.ceil(sizes) * _AFTER_SCALING.get(interpolation, 0))
+    return np.minimum(least, 65_535).astype(np.int64)
 
 
 def resize(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear", out: Pixels | None = None) -> Pixels:

@@ -73,6 +73,12 @@ def compiled(model: Any, rate: float, n_updates: int, accumulate: int) -> Any:
     if not n_warm_up:
         schedule = keras.optimizers.schedules.CosineDecay(rate, n_updates)
     steps = accumulate if accumulate > 1 else None
+    if keras.backend.backend() == "jax":
+        # Keras says that XLA cannot compile these layers, which holds for TensorFlow's operations. One such layer,
+        # and Keras compiles nothing of a step: it runs operation by operation. Copies and files of a model lose the mark.
+        for layer in model._flatten_layers():
+            if isinstance(layer, (keras.layers.RandomTranslation, keras.layers.RandomZoom)):
+                layer.supports_jit = True
     model.compile(
         optimizer=keras.optimizers.AdamW(schedule, weight_decay=0.05, gradient_accumulation_steps=steps),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -137,7 +137,7 @@ def _images(design: Design, shape: Any, dtype: str) -> list[Any]:
     # Images arrive as uint8, a quarter of float32's bytes to read, queue and copy to the device; scaling costs nothing.
     stack = [layers.Rescaling(1 / 127.5, offset=-1)] if dtype == "uint8" else _learnt_scale()
     if large if design.augment is None else design.augment:
-        stack += _augmentation()
+        stack += [layers.RandomFlip("horizontal"), layers.RandomTranslation(0.1, 0.1), layers.RandomZoom(0.1)]
     first = layers.Conv2D(design.filters(32), 3, strides=2 if large else 1, padding="same", use_bias=False)
     stack += _normalised(design, first)
     side, filters = min(shape[:2]) // (2 if large else 1), 64
@@ -149,16 +149,6 @@ def _images(design: Design, shape: Any, dtype: str) -> list[Any]:
         stack += _stage(design, [layers.MaxPooling2D(padding="same"), *_normalised(design, convolution)])
         side, filters = (side + 1) // 2, min(2 * filters, 256)
     return [*stack, layers.GlobalAveragePooling2D()]
-
-
-def _augmentation() -> list[Any]:
-    out = [layers.RandomFlip("horizontal"), layers.RandomTranslation(0.1, 0.1), layers.RandomZoom(0.1)]
-    if keras.backend.backend() == "jax":
-        # Keras says of the last two that XLA cannot compile them, which holds for TensorFlow's operations. One such layer,
-        # and Keras compiles nothing of a step on JAX: it runs operation by operation, and nothing that it made is let go.
-        for layer in out:
-            layer.supports_jit = True
-    return out
 
 
 def _residual_stages(design: Design, side: int) -> list[Any]:
