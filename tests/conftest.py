@@ -19,6 +19,7 @@ from harming import make_all, make_sources
 from serving import AWS, s3_server
 
 from streamkit.remote import connection
+from streamkit.training import comparing
 
 # The same examples on every run and machine; nothing is stored between runs; a slow machine is no failure.
 hypothesis.settings.register_profile(
@@ -35,6 +36,7 @@ hypothesis.settings.load_profile("streamkit")
 def pytest_configure() -> None:
     """For tests and doctests alike: what streamkit notes among a user's own files goes to a folder of the run."""
     os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="streamkit-state-")
+    comparing._TIMED_S = 0.05  # a row's images a second may be rough here
 
 
 def pytest_collection_finish() -> None:

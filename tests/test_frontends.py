@@ -475,7 +475,8 @@ WITHOUT_TENSORFLOW = """if True:
 """
 
 
-@pytest.mark.parametrize("backend", [pytest.param("jax", marks=pytest.mark.slow), "torch"])
+@pytest.mark.slow  # test_resume trains on PyTorch where TensorFlow cannot be imported
+@pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_numpy_torch_and_keras_work_where_tensorflow_cannot_be_imported(made: Path, backend: str) -> None:
     pytest.importorskip("keras")
     pytest.importorskip("torch")
