@@ -67,7 +67,7 @@ def test_what_was_skipped_is_judged_again_where_the_dataset_is_there(tmp_path: P
     assert again.already_done and again.skipped == begun.skipped and ", 1 skipped" in as_text(again)
     assert not (tmp_path / "out-quarantine").exists()
     aside = convert(source, tmp_path / "out")
-    assert aside.already_done and any("1 bad files were copied" in notice for notice in aside.notices)
+    assert aside.already_done and any("1 bad file was copied" in notice for notice in aside.notices)
     assert (tmp_path / "out-quarantine" / "a" / "bad.png").read_bytes() == b"x"
     assert digests(tmp_path / "out") == before
 

@@ -294,6 +294,6 @@ def _quarantine(
     """Copy bad files aside; remarks. A dropped copy of a good sample is not bad."""
     dropped = {copy.key for copy in copies}
     n_copied, n_left = set_aside([item for item in bad if item.key not in dropped], source, src, out)
-    copied = f"{n_copied} bad files were copied to {folder_of(out)}"
+    copied = f"{n_copied} bad {'file was' if n_copied == 1 else 'files were'} copied to {folder_of(out)}"
     left = f"{n_left} bad items have no file that can be copied"
     return tuple(text for n, text in ((n_copied, copied), (n_left, left)) if n)
