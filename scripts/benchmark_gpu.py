@@ -293,14 +293,18 @@ def memory_table(kept: dict[str, Any]) -> list[str]:
     """A row a technique, each beside the first of its group: what XLA plans on JAX, what PyTorch's allocator saw."""
     lines = ["| a training step | JAX, as XLA plans it | of the first | PyTorch, allocator's peak | of the first |"]
     lines += ["|---|---|---|---|---|"]
-    first: dict[str, int] = {}
+    first: dict[str, int | None] = {}
     columns = {"jax": "planned_nbytes", "torch": "peak_nbytes"}
-    for name in kept["jax"]["memory"]:
+    for name in dict.fromkeys(name for found in kept.values() for name in found.get("memory", {})):
         row = [name]
         for backend, column in columns.items():
-            nbytes = kept[backend]["memory"][name][column]
-            first[backend] = first[backend] if name.startswith("-") else nbytes
-            row += [f"{nbytes / 1e9:.2f} GB", f"{nbytes / first[backend]:.2f}" if name.startswith("-") else ""]
+            nbytes = (
+                kept.get(backend, {}).get("memory", {}).get(name, {}).get(column)
+            )  # None: not measured, or it failed
+            if not name.startswith("-"):
+                first[backend] = nbytes
+            share = f"{nbytes / first[backend]:.2f}" if name.startswith("-") and nbytes and first[backend] else ""
+            row += [f"{nbytes / 1e9:.2f} GB" if nbytes else "", share]
         lines.append(f"| {' | '.join(row)} |")
     return lines
 
@@ -311,7 +315,7 @@ def feed_table(kept: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for backend, found in kept.items():
-        for name, way in found["feed"]["mixed_bfloat16"]["ways"].items():
+        for name, way in found.get("feed", {}).get("mixed_bfloat16", {}).get("ways", {}).items():
             share, alone = way.get("of_device_memory"), way.get("loader_alone")
             row = [name, backend, f"{way['images_per_second']:,.0f}", f"{share:.3f}" if share else ""]
             row += [f"{way['data_wait']:.1%}", f"{alone:,.0f}" if alone else ""]
