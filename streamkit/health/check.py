@@ -166,10 +166,10 @@ class Check:
         for split in self.manifest.splits.values():
             yield from self._open(split)
         with ThreadPoolExecutor(self.n_workers, thread_name_prefix="streamkit") as pool:
-            keys = pool.map(Entries.repeated_keys, filter(None, self.entries.values()))
+            of_texts = pool.map(Entries.problems_of_texts, filter(None, self.entries.values()))
             of_shards = pool.map(lambda one: list(self._shard(*one)), shards)
             of_files = pool.map(lambda name: list(self._side_file(name)), self.manifest.files)
-            for found in chain(of_shards, of_files, keys):
+            for found in chain(of_texts, of_shards, of_files):
                 yield from found
 
     def _open(self, split: Split) -> list[Problem]:

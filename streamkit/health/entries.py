@@ -132,7 +132,6 @@ class Entries:
         """What in the tables contradicts the manifest or itself, though their digests are right."""
         found: list[Problem] = []
         try:
-            found += self._shards_named()
             sides = self.index.load([name for name in SIDES if name in self.index and name not in manifest.schema])
             loose = manifest.format == "folder"
             check(self.fields, self.split, self.columns | sides, self.chunks, self.index.path, loose)
@@ -155,17 +154,18 @@ class Entries:
                 return [Problem(self.split.index, f"rows of {shard.file} name the shard {named[:3]}")]
         return []
 
-    def repeated_keys(self) -> list[Problem]:
-        """Whether every key is there once; beside the shards, as it says nothing of them. Told by hashes: 8 bytes a key,
-        where a set of ten million takes 2 GB."""
+    def problems_of_texts(self) -> list[Problem]:
+        """Whether rows name the shard they lie in, and every key is there once; beside the shards, as it says nothing of
+        their bytes."""
         try:
-            return self._repeated_keys()
+            return self._shards_named() + self._repeated_keys()
         except StreamkitError as error:
             return [Problem(self.split.index, error.what, refused=isinstance(error, RefusedError))]
         except (pa.ArrowException, OSError, ValueError) as error:
             return [Problem(self.split.index, f"cannot be read: {error}")]
 
     def _repeated_keys(self) -> list[Problem]:
+        """Told by hashes: 8 bytes a key, where a set of ten million takes 2 GB."""
         ordered = np.sort(np.concatenate([_hashes(keys) for keys in self.index.texts("key")] or [_NO_HASH]))
         suspects = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         if not suspects.size:
@@ -180,7 +180,7 @@ class Entries:
 
 _BASE = 0x9E3779B97F4A7C15  # odd, so that it has an inverse modulo 2**64
 _NO_HASH = np.empty(0, np.uint64)
-_AT_ONCE_NBYTES = 1 << 20
+_AT_ONCE_NBYTES = 1 << 16  # of text: with what is reckoned from it, it stays in the core's own cache
 
 
 def _hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
@@ -197,7 +197,7 @@ def _hashes(texts: pa.Array) -> npt.NDArray[np.uint64]:
     if not len(texts) or data is None:
         return np.zeros(len(texts), np.uint64)
     ends = np.frombuffer(places, width, len(texts) + 1, texts.offset * np.dtype(width).itemsize).astype(np.int64)
-    if ends[-1] - ends[0] > _AT_ONCE_NBYTES:  # a byte takes 24 here
+    if ends[-1] - ends[0] > _AT_ONCE_NBYTES:
         if len(texts) == 1:
             return np.array([hash(texts[0].as_py())], np.int64).view(np.uint64)
         half = len(texts) // 2

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ import numpy.typing as npt
 
 from streamkit import native
 
-BLOCK_NBYTES = 1 << 20
+BLOCK_NBYTES = 2 << 20
+_mine = threading.local()  # the blocks of a thread that scans: fresh ones would be page faults again, file by file
 Ints = npt.NDArray[np.int64]
 
 
@@ -94,7 +96,7 @@ def _pass(
     fd: int, nbytes: int, sums: native.Sums, submit: Callable[..., Any], tick: Callable[[int], None] | None
 ) -> Scan:
     hasher = blake3.blake3()
-    blocks = [np.empty(BLOCK_NBYTES, np.uint8) for _ in range(2)]
+    blocks = _mine.__dict__.setdefault("blocks", [np.empty(BLOCK_NBYTES, np.uint8) for _ in range(2)])
     hashing: Future[Any] | None = None  # of the block before; stays None where hashing is done at once
     at, error = 0, ""
     while at < nbytes:
