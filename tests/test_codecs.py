@@ -130,6 +130,19 @@ def test_measurements_are_no_pixels(mode: str) -> None:
         image.probe(one(mode, 70_000, "TIFF"))
 
 
+@pytest.mark.parametrize("xmp", [b"", b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'])
+@pytest.mark.parametrize("orientation", [None, 3])
+def test_orientation_as_pillow_finds_it(orientation: int | None, xmp: bytes) -> None:
+    """Where the EXIF block, as most cameras' programs leave one, does not say it, XMP may."""
+    exif = PIL.Image.Exif()
+    exif[0x0131] = "a program"
+    if orientation:
+        exif[0x0112] = orientation
+    data = encoded(picture(24, 33), "JPEG", exif=exif, xmp=xmp)
+    with PIL.Image.open(io.BytesIO(data)) as opened:
+        assert image.probe(data).orientation == opened.getexif().get(0x0112, 1) == (orientation or (6 if xmp else 1))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_upright_as_pillow_turns_it(orientation: int, format: str) -> None:

@@ -13,6 +13,7 @@ _SOS, _EOI, _APP1 = 0xDA, 0xD9, 0xE1
 _ALONE = frozenset((0x01, *range(0xD0, 0xD8)))  # markers that no length follows
 _ORIENTATION, _SHORT = 0x0112, 3
 _SMALL_NBYTES = 1 << 14
+_UNSAID = 0
 
 
 def jpeg_orientation(data: Any) -> int | None:
@@ -35,13 +36,14 @@ def jpeg_orientation(data: Any) -> int | None:
             continue
         end = at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == _APP1 and data[at + 4 : at + 10] == b"Exif\0\0":
-            return _orientation(data[at + 10 : end])
+            found = _orientation(data[at + 10 : end])
+            return 1 if found == _UNSAID and b"tiff:Orientation" not in bytes(data) else found or None  # XMP may say it
         at = end
     return 1 if at + 4 > len(data) else None
 
 
 def _orientation(block: Any) -> int | None:
-    """The tag's value in the first directory of a TIFF block."""
+    """The tag's value in the first directory of a TIFF block, _UNSAID where it is not there, None where the block is odd."""
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(bytes(block[:4]))
     if order is None:
         return None
@@ -54,5 +56,5 @@ def _orientation(block: Any) -> int | None:
                 good = kind == _SHORT and count == 1
                 return (value if 1 <= value <= 8 else 1) if good else None
     except struct.error:
-        pass  # the block ends early
-    return None
+        return None  # the block ends early
+    return _UNSAID

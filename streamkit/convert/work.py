@@ -101,7 +101,7 @@ class Job:
             places = shard_format(self.options.format).write_shard(path, self.schema, records())
             if bad and not self.keep_going:
                 raise _GaveUp(tuple(bad))
-            shard = Shard(self.file, places.n, path.stat().st_size, file_digest(path))
+            shard = Shard(self.file, places.n, path.stat().st_size, places.digest or file_digest(path))
         part = Part(shard, summarise(facts), tuple(bad), self.items, self.leave is not None)
         columns = {name: values[rows] for name, values in self.columns.items()}
         index = index_table(self.schema, self.file, keys, columns, facts, places)

@@ -211,7 +211,7 @@ class _Rest:
             places = self.format.write_shard(
                 path, self.manifest.schema, self._records(rows, np.flatnonzero(~lost) + first)
             )
-            shard = Shard(file, places.n, path.stat().st_size, file_digest(path))
+            shard = Shard(file, places.n, path.stat().st_size, places.digest or file_digest(path))
         for name, values in places.ranges.items():
             rows = _with(rows, name, values)
         return _Kept(shard, _named(rows, file), chunk_table(places, file))

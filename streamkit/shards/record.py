@@ -44,11 +44,13 @@ class Places:
         ranges: `NAME.offset` [B], `NAME.length` [B], `NAME.crc32c` for each payload field; for chunked fields
             `NAME.chunk` (row of `chunks`) and `NAME.row` (row inside the chunk). Each (n,).
         chunks: `offset` [B], `length` [B], `crc32c` of every chunk, all fields in schema order; None without any.
+        digest: BLAKE3 (hex) of the file, where it was written from its first byte to its last; else empty.
     """
 
     n: int
     ranges: dict[str, npt.NDArray[Any]]
     chunks: dict[str, npt.NDArray[Any]] | None = None
+    digest: str = ""
 
 
 class ShardFormat(Protocol):

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 from crc32c import crc32c
 
 from streamkit.errors import DamagedError
@@ -54,54 +55,40 @@ class TFRecord:
     extension = "tfrecord"
 
     def write_shard(self, path: Path, schema: Schema, records: Iterable[Record]) -> Places:
-        payloads = schema.payloads
-        offsets: dict[str, list[int]] = {f.name: [] for f in payloads}
-        lengths: dict[str, list[int]] = {f.name: [] for f in payloads}
-        crcs: dict[str, list[int]] = {f.name: [] for f in payloads}
+        found: dict[str, tuple[list[int], list[int], list[int]]] = {f.name: ([], [], []) for f in schema.payloads}
         entries = _entries(schema)
+        order = [found[field.name] for field, _ in entries if field is not None and field.is_payload]
         n = at = pending = 0
         parts: list[Any] = []
+        hasher = blake3()  # of bytes that are in the core's own cache still; read again, they cost a half more
         with open(path, "wb", buffering=0) as file:
             for record in records:
-                pieces: list[Any] = []
-                size = 0
-                for field, name in entries:
-                    if field is None:  # TFDS's shape of a payload with several varying axes
-                        base = name.removesuffix(b"/shape").decode()
-                        piece = example.int64_entry(name, tuple(map(int, record.facts[f"{base}.shape"])))
-                    elif field.is_payload:
-                        payload = record.payloads[field.name]
-                        head = example.bytes_entry(name, len(payload))
-                        pieces.append(head)
-                        size += len(head)
-                        offsets[field.name].append(size)  # from the first map entry on; shifted below
-                        lengths[field.name].append(len(payload))
-                        crcs[field.name].append(crc32c(payload))
-                        piece = payload
-                    else:
-                        piece = _column_entry(field, name, record.columns[field.name])
-                    pieces.append(piece)
-                    size += len(piece)
-                head = example.frame(size)
-                length = _LENGTH.pack(len(head) + size)
-                crc = crc32c(head)
-                for piece in pieces:
-                    crc = crc32c(piece, crc)
-                parts += [length, _CRC.pack(masked(crc32c(length))), head, *pieces, _CRC.pack(masked(crc))]
-                for field in payloads:
-                    offsets[field.name][-1] += at + 12 + len(head)
-                whole = 16 + len(head) + size
-                at += whole
-                pending += whole
+                pieces = _pieces(entries, record)
+                head = example.frame(sum(map(len, pieces)))
+                pieces[0] = head + pieces[0]
+                crc = crc32c(pieces[0])
+                place = at + 12 + len(pieces[0])
+                for (offsets, lengths, crcs), payload, between in zip(order, pieces[1::2], pieces[2::2], strict=True):
+                    offsets.append(place)
+                    lengths.append(len(payload))
+                    crcs.append(crc32c(payload))
+                    crc = crc32c(between, crc32c(payload, crc))
+                    place += len(payload) + len(between)
+                length = _LENGTH.pack(place - at - 12)
+                pieces[0] = length + _CRC.pack(masked(crc32c(length))) + pieces[0]
+                pieces[-1] += _CRC.pack(masked(crc))
+                parts += pieces
+                pending += place + 4 - at
+                at = place + 4
                 n += 1
                 if pending >= _FLUSH_NBYTES:
-                    _write(file.fileno(), parts)
+                    _write(file.fileno(), parts, hasher)
                     parts, pending = [], 0
-            _write(file.fileno(), parts)
+            _write(file.fileno(), parts, hasher)
         ranges: dict[str, Any] = {}
-        for field in payloads:
-            ranges |= range_columns(field.name, offsets[field.name], lengths[field.name], crcs[field.name])
-        return Places(n, ranges)
+        for name, columns in found.items():
+            ranges |= range_columns(name, *columns)
+        return Places(n, ranges, digest=hasher.hexdigest())
 
     def columns(self, path: Path, schema: Schema) -> dict[str, npt.NDArray[Any]]:
         found: dict[str, list[Any]] = {f.name: [] for f in schema.columns}
@@ -138,10 +125,32 @@ class TFRecord:
         return Places(n, ranges)
 
 
-def _write(fd: int, parts: list[Any]) -> None:
-    """Write bytes-likes one behind the other: large ones from where they lie, many small ones joined."""
+def _pieces(entries: Sequence[tuple[Field | None, bytes]], record: Record) -> list[Any]:
+    """The map entries of a record's Example: bytes between payloads and payloads, in turns."""
+    pieces: list[Any] = []
+    between = b""
+    for field, name in entries:
+        if field is None:  # TFDS's shape of a payload with several varying axes
+            base = name.removesuffix(b"/shape").decode()
+            between += example.int64_entry(name, tuple(map(int, record.facts[f"{base}.shape"])))
+        elif field.is_payload:
+            payload = record.payloads[field.name]
+            pieces += between + example.bytes_entry(name, len(payload)), payload
+            between = b""
+        else:
+            between += _column_entry(field, name, record.columns[field.name])
+    pieces.append(between)
+    return pieces
+
+
+def _write(fd: int, parts: list[Any], hasher: blake3) -> None:
+    """Write bytes-likes one behind the other, and hash them: large ones from where they lie, many small ones joined."""
+    if len(parts) > _MAX_PARTS:
+        parts = [b"".join(parts)]
+    for part in parts:
+        hasher.update(part)
     wanted = sum(map(len, parts))
-    done = os.writev(fd, parts) if 0 < len(parts) <= _MAX_PARTS else 0
+    done = os.writev(fd, parts) if parts else 0
     if done < wanted:
         rest = memoryview(b"".join(parts))[done:]
         while rest:  # a short write: when the disk is full, the next one raises
