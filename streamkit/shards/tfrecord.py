@@ -30,7 +30,7 @@ from streamkit.shards import example
 from streamkit.shards.record import MAX_RECORD_NBYTES, Places, Record, range_columns
 
 _FLUSH_NBYTES = 1 << 20
-_MAX_PARTS = 256  # of IOV_MAX's 1024: below 4 KB a part, joining costs less than the kernel's walk
+_MAX_PARTS = 1024  # IOV_MAX
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
@@ -144,13 +144,13 @@ def _pieces(entries: Sequence[tuple[Field | None, bytes]], record: Record) -> li
 
 
 def _write(fd: int, parts: list[Any], hasher: blake3) -> None:
-    """Write bytes-likes one behind the other, and hash them: large ones from where they lie, many small ones joined."""
-    if len(parts) > _MAX_PARTS:
+    """Hash bytes-likes and write them one behind the other: joined, unless they are so large that a copy is dear."""
+    wanted = sum(map(len, parts))
+    if wanted <= 2 * _FLUSH_NBYTES or len(parts) > _MAX_PARTS:
         parts = [b"".join(parts)]
     for part in parts:
         hasher.update(part)
-    wanted = sum(map(len, parts))
-    done = os.writev(fd, parts) if parts else 0
+    done = os.writev(fd, parts)
     if done < wanted:
         rest = memoryview(b"".join(parts))[done:]
         while rest:  # a short write: when the disk is full, the next one raises
