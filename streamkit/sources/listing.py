@@ -56,6 +56,9 @@ class RowKeys(Sequence[str]):
     def __len__(self) -> int:
         return self.n
 
+    def __iter__(self) -> Iterator[str]:  # a sequence's own asks for one number after the other
+        return (f"{self.name}#{row}" for row in range(self.n))
+
     @overload
     def __getitem__(self, i: int) -> str: ...
     @overload
