@@ -36,6 +36,9 @@ from streamkit.shards.new_file import new_file
 from streamkit.shards.record import Places, Record, range_columns
 
 _MAX_ATTRIBUTE_NBYTES = 60_000
+_WRITE_NBYTES = 1 << 20  # a call
+_MAX_PARTS = 1024  # IOV_MAX
+Ints = npt.NDArray[np.int64]
 
 
 def is_flat(field: Field) -> bool:
@@ -49,7 +52,13 @@ class HDF5:
     extension = "h5"
 
     def write_shard(self, path: Path, schema: Schema, records: Iterable[Record]) -> Places:
-        rows = list(records)
+        plain = [f.name for f in schema.payloads if f.chunk_rows is None]
+        crcs: dict[str, list[int]] = {name: [] for name in plain}
+        rows: list[Record] = []
+        for row in records:
+            rows.append(row)
+            for name in plain:  # now, as the bytes lie in the core's own cache
+                crcs[name].append(crc32c(row.payloads[name]))
         n = len(rows)
         with new_file(path) as file:
             addresses = {f.name: _create(file, f, rows) for f in schema.payloads}
@@ -58,10 +67,9 @@ class HDF5:
         ranges: dict[str, npt.NDArray[Any]] = {}
         fd = os.open(path, os.O_RDWR)
         try:
-            for field in schema.payloads:
-                if field.chunk_rows is None:
-                    payloads = [row.payloads[field.name] for row in rows]
-                    ranges |= _write_payloads(fd, field, addresses[field.name], payloads)
+            for name in plain:
+                offsets, lengths = _write_payloads(fd, addresses[name], [row.payloads[name] for row in rows])
+                ranges |= range_columns(name, offsets, lengths, crcs[name])
         finally:
             os.close(fd)
         chunk_ranges, chunks = chunk_places(path, schema, n)
@@ -178,22 +186,23 @@ def write_class_names(file: Any, field: Field, dataset: Any) -> None:
         file.create_dataset(f"{field.name}_class_names", data=names)
 
 
-def _write_payloads(fd: int, field: Field, base: int, payloads: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
+def _write_payloads(fd: int, base: int, payloads: Sequence[Any]) -> tuple[Ints, Ints]:
+    """Write payloads one behind the other from byte `base` on; where each begins [B] and its length [B], int64 (n,)."""
     lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
-    offsets = max(base, 0) + np.concatenate([[0], np.cumsum(lengths)[:-1]]) if len(payloads) else lengths
-    crcs = [crc32c(p) for p in payloads]
-    at = base
-    for start in range(0, len(payloads), 512):  # IOV_MAX is 1024
-        some = payloads[start : start + 512]
-        wanted = int(lengths[start : start + 512].sum())
-        done = os.pwritev(fd, some, at) if wanted else 0
-        while done < wanted:  # a short write: when the disk is full, the next one shows it
-            done += os.pwrite(fd, memoryview(b"".join(some))[done:], at + done)
-        at += wanted
-    return range_columns(field.name, offsets, lengths, crcs)
+    offsets = max(base, 0) + np.cumsum(lengths) - lengths
+    at, some, wanted = base, [], 0
+    for i, payload in enumerate(payloads, 1):
+        some.append(payload)
+        wanted += len(payload)
+        if wanted >= _WRITE_NBYTES or len(some) == _MAX_PARTS or i == len(payloads):
+            done = os.pwritev(fd, some, at) if wanted else 0
+            while done < wanted:  # a short write: when the disk is full, the next one shows it
+                done += os.pwrite(fd, memoryview(b"".join(some))[done:], at + done)
+            at, some, wanted = at + wanted, [], 0
+    return offsets, lengths
 
 
-def flat_offsets(file: Any, name: str, size: int) -> npt.NDArray[np.int64]:
+def flat_offsets(file: Any, name: str, size: int) -> Ints:
     """Where the values of a flat field begin, and the end [B], int64 (n + 1,). ValueError for what cannot be. `size`: of
     the file [B], looked at before anything is read."""
     stored = own_dataset(file, f"{name}_offsets")
@@ -205,7 +214,7 @@ def flat_offsets(file: Any, name: str, size: int) -> npt.NDArray[np.int64]:
     return offsets
 
 
-def _layout(file: Any, field: Field, size: int) -> tuple[int, int, npt.NDArray[np.int64]]:
+def _layout(file: Any, field: Field, size: int) -> tuple[int, int, Ints]:
     """Samples, address of the values [B] and their offsets from it [B] (n + 1). `size`: of the file [B]."""
     dataset = own_dataset(file, field.name)
     base = int(dataset.id.get_offset() or 0)
