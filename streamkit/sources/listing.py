@@ -166,6 +166,31 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Packed:
+    """What sources of files that hold many samples each have in common. They are listed as they are opened, once.
+
+    Attributes:
+        paths: of the files.
+        names: what their keys begin with.
+        found: the listing; it does not travel to workers.
+    """
+
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+    found: Listing | None = field(default=None, compare=False, repr=False, kw_only=True)
+
+    def listing(self) -> Listing:
+        assert self.found is not None, "only the process that opened the files lists them"
+        return self.found
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "found": None}
+
+    def file(self, key: str) -> None:
+        return None
+
+
 def values_bytes(values: npt.NDArray[Any] | Ragged) -> bytes:
     """Bytes that tell the values of a column or of arrays from others, for digests."""
     if isinstance(values, Ragged):

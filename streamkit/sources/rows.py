@@ -17,7 +17,7 @@ import bisect
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from streamkit.sources.fields import array_column, columns_of, flat, free_name, 
 from streamkit.sources.huggingface import described, file_splits, named
 from streamkit.sources.labelled import with_columns
 from streamkit.sources.labels import typed
-from streamkit.sources.listing import BadItem, Ints, Listing, Ragged, Sample
+from streamkit.sources.listing import BadItem, Ints, Listing, Packed, Ragged, Sample
 from streamkit.sources.rowfiles import Block, CsvRows, ParquetRows, open_rows
 from streamkit.sources.rowkinds import RowKinds, bytes_of, is_binary
 
@@ -47,32 +47,16 @@ class Payload:
 
 
 @dataclass(frozen=True)
-class RowTable:
+class RowTable(Packed):
     """Rows of several files, one behind the other.
 
     Attributes:
-        paths: of the files.
-        names: what their keys begin with.
         blocks: of each file, its blocks with their numbers of rows.
         payloads: what is read of a row.
-        found: the listing; it does not travel to workers.
     """
 
-    paths: tuple[str, ...]
-    names: tuple[str, ...]
     blocks: tuple[tuple[Block, ...], ...]
     payloads: tuple[Payload, ...]
-    found: Listing | None = field(default=None, compare=False, repr=False)
-
-    def listing(self) -> Listing:
-        assert self.found is not None, "only the process that opened the files lists them"
-        return self.found
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "found": None}
-
-    def file(self, key: str) -> None:
-        return None
 
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
         starts = [list(itertools.accumulate((b.n_rows for b in blocks), initial=0)) for blocks in self.blocks]
@@ -190,7 +174,7 @@ def row_table(root: str, files: Sequence[tuple[str, str]]) -> RowTable:
         payloads.append(Payload(column, fields[-1]))
     paths, names = zip(*files, strict=True)
     listing = _listing(walk, fields, paths, names)
-    return RowTable(paths, names, tuple(walk.blocks), tuple(payloads), listing)
+    return RowTable(paths, names, tuple(walk.blocks), tuple(payloads), found=listing)
 
 
 class _Walk:

@@ -21,7 +21,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from streamkit.sources import npy
 from streamkit.sources.fields import CLASS_NAMES, Column, columns_of
 from streamkit.sources.labelled import with_columns
 from streamkit.sources.labels import table_of, typed
-from streamkit.sources.listing import BadItem, Ints, Listing, Sample, key_of
+from streamkit.sources.listing import BadItem, Ints, Listing, Packed, Sample, key_of
 from streamkit.sources.rowfiles import parse_row
 from streamkit.sources.tarfiles import members
 
@@ -113,30 +113,10 @@ def _contents(path: str, size: int, mtime: int) -> Contents:
 
 
 @dataclass(frozen=True)
-class Tars:
-    """Samples of several tars, one behind the other.
+class Tars(Packed):
+    """Samples of several tars, one behind the other. `fields`: payloads that every sample has."""
 
-    Attributes:
-        paths: of the tars.
-        names: what their keys begin with.
-        fields: payloads that every sample has.
-        found: the listing; it does not travel to workers.
-    """
-
-    paths: tuple[str, ...]
-    names: tuple[str, ...]
     fields: tuple[str, ...]
-    found: Listing | None = field(default=None, compare=False, repr=False)
-
-    def listing(self) -> Listing:
-        assert self.found is not None, "only the process that opened the tars lists them"
-        return self.found
-
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "found": None}
-
-    def file(self, key: str) -> None:
-        return None
 
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
         tar = 0
@@ -211,7 +191,7 @@ def tar_source(root: str, files: Sequence[tuple[str, str]]) -> Tars:
     folders = {key.rpartition("/")[0] for _, _, part in parts for key in part.keys}
     if listing.schema.label is None and len(folders) > 1:
         listing = replace(listing, notices=(*listing.notices, _FOLDERS))
-    return Tars(tuple(p for _, p, _ in parts), tuple(n for n, _, _ in parts), fields, listing)
+    return Tars(tuple(p for _, p, _ in parts), tuple(n for n, _, _ in parts), fields, found=listing)
 
 
 @dataclass(frozen=True)
