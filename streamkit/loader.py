@@ -1,4 +1,4 @@
-"""The loader: order + reader + codecs -> batches. Opening a split, choosing from it and checking the arguments is here.
+"""The loader: the arguments of users, and what is opened for them: a split, the rows chosen from it, their order.
 
 >>> import tempfile, streamkit
 >>> out = tempfile.mkdtemp() + "/out"
@@ -14,45 +14,40 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from streamkit.ahead import in_order
 from streamkit.arguments import refuses_unknown
-from streamkit.batch import BatchMaker
 from streamkit.blocks import Blocks
-from streamkit.buffers import Buffers
-from streamkit.choose import by_class, choose, fingerprint, parse_split
-from streamkit.chunks import band_nbytes, slab_nbytes
+from streamkit.choose import choose, parse_split
 from streamkit.codecs.image import MAX_PIXELS
-from streamkit.errors import DamagedError, UsageError
-from streamkit.guard import mend
-from streamkit.lengths import ByLength
+from streamkit.errors import UsageError
 from streamkit.manifest import Manifest
-from streamkit.order import Batches, Order, Rows
+from streamkit.order import Batches
+from streamkit.ordered import Ordering
 from streamkit.reader import Reader
 from streamkit.remote import address
+from streamkit.remote.address import Address
 from streamkit.replicas import place
 from streamkit.rooted import shards_root
-from streamkit.schema import Schema
-from streamkit.shares import Shares, derived, quotas
-from streamkit.sizing import Sizing, chunk_windows, n_threads, sample_nbytes, scratch_nbytes
+from streamkit.sizing import n_threads
 from streamkit.skipping import Skips
-from streamkit.storage import Files
-from streamkit.stream import Stream
+from streamkit.split_stream import SplitStream
+from streamkit.splits import Split
 from streamkit.units import size, whole
 from streamkit.view import View, extra, needed_extras
 
-Ints = npt.NDArray[np.int64]
-
 DEFAULT_BUDGET = 1 << 30
+_SHORT = (
+    "memory_budget=%r is less than one batch at a time takes: up to %d MiB. "
+    'A smaller batch_size, dtype="uint8" for images, or fewer num_workers take less.'
+)
 log = logging.getLogger("streamkit")
 
 
-class Loader(Stream):
+class Loader(SplitStream):
     """Streams one split of a dataset as batches of NumPy arrays.
 
     Args:
@@ -143,12 +138,12 @@ class Loader(Stream):
     ) -> None:
         if on_corrupt not in ("raise", "skip"):
             raise UsageError(f'on_corrupt is {on_corrupt!r}, expected "raise" or "skip"')
-        self.manifest = Manifest.load(path, manifest_digest)
+        manifest = Manifest.load(path, manifest_digest)
         name, part = parse_split(split)
-        chosen_split = self.manifest.split(name)
+        chosen_split = manifest.split(name)
         batch_size, seed = whole("batch_size", batch_size), whole("seed", seed) or 0
         shard, n_shards = place(whole("shard_index", shard_index), whole("num_shards", num_shards))
-        self.view = View(
+        view = View(
             image_size=tuple(image_size) if isinstance(image_size, list) else image_size,
             dtype=_dtype_name(dtype),
             color_mode=color_mode,
@@ -161,197 +156,44 @@ class Loader(Stream):
             pad_to=pad_to if isinstance(pad_to, (str, int)) else tuple(pad_to),
             max_pixels=max_pixels,
         )
-        self._budget = DEFAULT_BUDGET if memory_budget is None else size(memory_budget)
-        self.path, self.seed, self.shuffle, self.max_bad = address.place(path), seed, shuffle, max_bad
-        names = self.view.outputs(self.schema)
-        self._reader = Reader(
-            self.path,
-            self.manifest,
+        budget = DEFAULT_BUDGET if memory_budget is None else size(memory_budget)
+        reader = _reader(
+            address.place(path),
+            manifest,
             chosen_split,
-            [self.schema[n] for n in names if not extra(n, self.schema)],
-            needed_extras(self.view, self.schema, names),
-            chunk_budget_nbytes=self._budget // 4,
-            map_limit_nbytes=None if memory_budget is None else self._budget,
+            view,
+            chunk_budget_nbytes=budget // 4,
+            map_limit_nbytes=None if memory_budget is None else budget,
             lenient=on_corrupt == "skip",
-            shards_root=shards_root(path, self.manifest.root, root, self.manifest.dataset_id),
+            shards_root=shards_root(path, manifest.root, root, manifest.dataset_id),
             blocks=Blocks.of(cache_dir, cache_limit),
         )
-        self._chosen = choose(self._reader.index, part, where, rows)
-        order, facts = self._balanced(balance) if balance is not False else self._plain()
+        chosen, ordering = choose(reader.index, part, where, rows), Ordering(reader, seed, shuffle, budget)
+        ordered = ordering.plain(chosen) if balance is False else ordering.balanced(chosen, balance)
         one = 1 if batch_size is None else batch_size
-        batches = Batches(order.n, one, drop_remainder, shard, n_shards, pad=not shuffle)
-        if isinstance(self.view.pad_to, tuple) and shuffle:
-            order = ByLength(order, self._lengths(names), batches.global_size, seed)
-            facts["pad_to"] = list(self.view.pad_to)
-        skips = Skips(order.n, max_bad)
+        batches = Batches(ordered.order.n, one, drop_remainder, shard, n_shards, pad=not shuffle)
+        if isinstance(view.pad_to, tuple) and shuffle:
+            ordered = ordering.by_length(ordered, view.pad_to, view.outputs(manifest.schema), batches.global_size)
+        skips, self.max_bad = Skips(ordered.order.n, max_bad), max_bad
         super().__init__(
-            order,
+            view,
+            ordering,
+            ordered,
             batches,
             skips if on_corrupt == "skip" else None,
-            {
-                "dataset": self.manifest.dataset_id,
-                "split": chosen_split.name,
-                "seed": seed,
-                "shuffle": shuffle,
-                **facts,
-                "global_batch": batches.global_size,
-            },
             batched=batch_size is not None,
             num_workers=n_threads(num_workers, path),
-            memory_budget=self._budget,
             device=device,
         )
-        _ = self._maker  # what does not fit the schema is to be said now
-        if memory_budget is not None and self.memory_bound > self._budget:
-            log.warning(
-                "memory_budget=%r is less than one batch at a time takes: up to %d MiB. "
-                'A smaller batch_size, dtype="uint8" for images, or fewer num_workers take less.',
-                memory_budget,
-                -(-self.memory_bound // (1 << 20)),
-            )
+        if memory_budget is not None and self.memory_bound > budget:
+            log.warning(_SHORT, memory_budget, -(-self.memory_bound // (1 << 20)))
 
-    def _plain(self) -> tuple[Rows, dict[str, Any]]:
-        """The order of the chosen rows, and what of it a cursor must know."""
-        n = self._chosen[1] - self._chosen[0] if isinstance(self._chosen, tuple) else len(self._chosen)
-        bounds, window = self._windows(np.arange(n), self._budget)
-        chunks = None if bounds is None else f"{window} of {len(bounds) - 1} chunks"
-        order = Order(n, self.seed, self.shuffle, bounds, window)
-        return order, {"choosing": fingerprint(self._chosen), "window": chunks}
 
-    def _balanced(self, balance: Any) -> tuple[Rows, dict[str, Any]]:
-        """As `_plain`, with the classes' shares; the chosen rows are put in the order of their classes."""
-        if (label := self.schema.label) is None:
-            raise UsageError("balance needs a label, and this dataset has none", hint="Choose with rows= or where=.")
-        chosen = np.arange(*self._chosen) if isinstance(self._chosen, tuple) else self._chosen
-        members, weights = by_class(self._labels(chosen), label.class_names or (), balance)
-        self._chosen = chosen[np.concatenate(members)]
-        parts, ends = [], np.cumsum([len(numbers) for numbers in members]).tolist()
-        for k, (numbers, end) in enumerate(zip(members, ends, strict=True)):
-            bounds, window = self._windows(np.arange(end - len(numbers), end), self._budget // len(members))
-            parts.append(Order(len(numbers), derived(self.seed, k), self.shuffle, bounds, window))
-        order = Shares(tuple(parts), quotas(len(chosen), weights), self.seed, self.shuffle)
-        choosing = f"{fingerprint(self._chosen)} balanced {fingerprint(np.array(order.quotas))}"
-        window_of = [f"{part.window} of {len(part.bounds) - 1} chunks" for part in parts if part.bounds is not None]
-        return order, {"choosing": choosing, "window": window_of or None}
-
-    def _windows(self, numbers: Ints, budget_nbytes: int) -> tuple[Ints | None, int]:
-        """Where new chunks begin among these of the chosen rows, and how many chunks are mixed at once."""
-        # All chunked fields of the dataset count, so that the order does not depend on which are asked for.
-        chunked = [f for f in self.schema.payloads if f.chunk_rows is not None]
-        if not (self.shuffle and chunked):
-            return None, 1
-        return chunk_windows(chunked, self._reader.shard_starts, self._rows(numbers), budget_nbytes)
-
-    def _lengths(self, names: Sequence[str]) -> Ints:
-        """Length of the ragged field that is delivered first, of the chosen samples; stored bytes if the index has no other."""
-        field = next((self.schema[n] for n in names if n in self.schema and self.schema[n].shape[:1] == (None,)), None)
-        if field is None or field.is_image:
-            raise UsageError("pad_to names several lengths, and no field delivered varies in length")
-        shapes = self._reader.columns.get(f"{field.name}.shape")
-        stored = self._reader.columns[f"{field.name}.length"]
-        lengths = stored if shapes is None else shapes[:, 0]
-        return lengths[slice(*self._chosen) if isinstance(self._chosen, tuple) else self._chosen]
-
-    def _rows(self, numbers: Ints) -> Ints:
-        """Rows of the index that the order's numbers stand for."""
-        return numbers + self._chosen[0] if isinstance(self._chosen, tuple) else self._chosen[numbers]
-
-    @cached_property
-    def _maker(self) -> BatchMaker:
-        buffers = Buffers()
-        maker = BatchMaker(self._reader, self.view, self.batch_size is not None, buffers, self.seed)
-        self._sizing = self._sized(maker)
-        buffers.keep, buffers.keep_nbytes = self._sizing.n_buffers, self._sizing.pool_nbytes
-        return maker
-
-    @cached_property
-    def _sizing(self) -> Sizing:
-        return self._sized(self._maker)
-
-    def _sized(self, maker: BatchMaker) -> Sizing:
-        payloads = [f for f in self._reader.fields if f.is_payload]
-        slabs = [slab_nbytes(f) + band_nbytes(f) for f in payloads if f.chunk_rows is not None]
-        return Sizing(
-            sample_nbytes(maker.specs, self.schema, self._reader.columns),
-            self.batch_size,
-            len(self),
-            self.num_workers,
-            self.memory_budget,
-            scratch_nbytes(
-                payloads, self._reader.columns, self.batch_size or 1, maker.pictures.max_pixels, self._reader.is_far
-            ),
-            max(self._budget // 4, (1 + self.num_workers) * max(slabs)) if slabs else 0,
-            ragged=any(None in spec.shape for spec in maker.specs.values()),
-        )
-
-    def _labels(self, rows: Ints) -> Any:
-        """Classes of rows of the index."""
-        if (label := self.schema.label) is None:
-            return None
-        columns = self._reader.columns
-        return (columns if label.name in columns else self._reader.index.load([label.name]))[label.name][rows]
-
-    @property
-    def _window(self) -> tuple[int, int]:
-        if isinstance(order := self.order, ByLength):
-            order = order.order
-        parts = order.parts if isinstance(order, Shares) else (order,)
-        windows = [part for part in parts if isinstance(part, Order) and part.bounds is not None]
-        if not self.shuffle:
-            return 1, 0
-        if not windows:
-            return self.n_samples, 0
-        rows = sum(int(np.sort(np.diff(part.bounds))[-part.window :].sum()) for part in windows)
-        return rows, rows * sum(f.sample_nbytes for f in self.schema.payloads if f.chunk_rows is not None)
-
-    # What it is
-
-    @property
-    def schema(self) -> Schema:
-        """The dataset's fields."""
-        return self.manifest.schema
-
-    @property
-    def balanced(self) -> bool:
-        """True when classes have shares."""
-        return isinstance(self.order, Shares)
-
-    @property
-    def turned(self) -> bool:
-        """True when EXIF turns some of the pictures."""
-        return "orientation" in self._reader.index
-
-    def whole_shards(self) -> list[str]:
-        """Where the split's shards lie, for readers other than ours, which look at no index; so each is read whole, now,
-        and its digest held against the manifest's. UsageError: on a server. DamagedError: one was altered."""
-        folder = address.local_only(self._reader.files.root, 'engine="graph"')
-        files, shards, n_cores = self._reader.files, self._reader.split.shards, len(os.sched_getaffinity(0))
-        assert isinstance(files, Files)  # others are on a server
-        found = in_order(files.digest, [shard.file for shard in shards], n_cores, n_cores)
-        for shard, digest in zip(shards, found, strict=True):
-            if digest != shard.digest:
-                raise DamagedError(
-                    "this shard was altered: its digest is not the manifest's",
-                    path=folder / shard.file,
-                    shard=shard.file,
-                    hint=mend(folder),
-                )
-        return [str(folder / shard.file) for shard in shards]
-
-    @property
-    def record_nbytes(self) -> int:
-        """Mean size of a record [B]."""
-        return max(1, self._reader.split.nbytes // max(1, self.n_stored))
-
-    @property
-    def n_stored(self) -> int:
-        """Rows of the split, chosen or not."""
-        return self._reader.index.n_rows
-
-    @property
-    def class_names(self) -> list[str]:
-        """Names of the classes 0, 1, ..."""
-        return self.manifest.class_names
+def _reader(path: Path | Address, manifest: Manifest, split: Split, view: View, **options: Any) -> Reader:
+    """A reader of what a view needs of a split; `options` as Reader has them."""
+    names = view.outputs(manifest.schema)
+    fields = [manifest.schema[n] for n in names if not extra(n, manifest.schema)]
+    return Reader(path, manifest, split, fields, needed_extras(view, manifest.schema, names), **options)
 
 
 def _dtype_name(dtype: Any) -> str:

@@ -1,8 +1,8 @@
-"""A stream of batches: an order cut into batches, made ahead of use in threads; epochs, and going on in the middle of one.
+"""A stream of batches: the batches of epochs, made ahead of use in threads.
 
 A batch is pure in (epoch, number): `stream.batch(epoch, i)` gives it in any thread and process. Iterating is that, with
-the next few batches made ahead; the position to save is computed from the step, never from what was made ahead. What the
-samples are and how they are made, a subclass says: `loader.Loader` of one dataset, `mixing.Mixture` of several.
+the next few batches made ahead; where one is, epochs.py knows. What the samples are and how they are made, a subclass says:
+`loader.Loader` of one dataset, `mixing.Mixture` of several.
 
     >>> import tempfile, streamkit
     >>> out = tempfile.mkdtemp() + "/out"
@@ -24,12 +24,12 @@ import numpy.typing as npt
 
 from streamkit.ahead import in_order
 from streamkit.batch import Maker
-from streamkit.errors import StreamkitError, UsageError
-from streamkit.order import Batches, Cursor, Rows
+from streamkit.epochs import Epochs
+from streamkit.errors import StreamkitError
+from streamkit.order import Batches, Rows
 from streamkit.shuffling import report
 from streamkit.sizing import Sizing
 from streamkit.skipping import Skips
-from streamkit.units import whole
 from streamkit.view import Spec
 
 Ints = npt.NDArray[np.int64]
@@ -37,7 +37,7 @@ Ints = npt.NDArray[np.int64]
 _REPORTED = 1 << 20  # samples whose order is looked at
 
 
-class Stream(ABC):
+class Stream(Epochs, ABC):
     """Batches of samples in an order.
 
     Args:
@@ -63,11 +63,10 @@ class Stream(ABC):
         memory_budget: int,
         device: Any,
     ) -> None:
-        self.order, self.fingerprint = order, fingerprint
-        self._batches, self._skips = batches, skips
+        super().__init__(order, batches, fingerprint)
+        self._skips = skips
         self.batch_size = batches.batch_size if batched else None
         self.num_workers, self.memory_budget, self.device = num_workers, memory_budget, device
-        self._next_epoch, self._resume_at, self._held = 0, 0, False
 
     # What a subclass says
 
@@ -100,11 +99,6 @@ class Stream(ABC):
     # What it is
 
     @property
-    def n_samples(self) -> int:
-        """Samples in an epoch, over all shards."""
-        return self.order.n
-
-    @property
     def specs(self) -> dict[str, Spec]:
         """Output name -> shape of a sample and dtype."""
         return self._maker.specs
@@ -119,21 +113,6 @@ class Stream(ABC):
         """True under on_corrupt="skip"."""
         return self._skips is not None
 
-    @property
-    def shard_index(self) -> int:
-        """Which part of every global batch is delivered."""
-        return self._batches.shard_index
-
-    @property
-    def num_shards(self) -> int:
-        """In how many parts every global batch is cut."""
-        return self._batches.num_shards
-
-    @property
-    def drop_remainder(self) -> bool:
-        """True when every batch is full."""
-        return self._batches.drop_remainder
-
     def structure(self, values: Mapping[str, Any]) -> Any:
         """Arrange one value an output as batches are arranged: bare, tuple or dict."""
         return self._maker.structure(dict(values))
@@ -144,29 +123,11 @@ class Stream(ABC):
             f"<{type(self).__name__}: {self.n_samples} samples, {len(self)} batches, at most {mib:.0f} MiB of memory>"
         )
 
-    def __len__(self) -> int:
-        """Batches in a whole epoch (samples, with batch_size=None)."""
-        return len(self._batches)
-
     # Batches
 
     def rows(self, epoch: int, batch: int) -> Ints:
         """Stored rows of batch `batch` of an epoch, int64, in order. What pads it comes last."""
-        at, stop = self._batches.positions(batch)
-        runs = []
-        while at < stop:  # more than once only where a batch is padded: positions go round
-            first = at % self.order.n
-            last = min(self.order.n, first + stop - at)
-            runs.append(self.order.rows(epoch, first, last))
-            at += last - first
-        return self._rows(runs[0] if len(runs) == 1 else np.concatenate([np.empty(0, np.int64), *runs]))
-
-    def n_padding(self, batch: int) -> int:
-        """Samples at the end of a batch that are there again, so that every shard has as many: leave them out of sums.
-
-        Only in the last batch of several shards without shuffling. `fields=(..., "padding")` delivers it as a flag.
-        """
-        return self._batches.n_padding(batch)
+        return self._rows(self.numbers(epoch, batch))
 
     def batch(self, epoch: int, i: int) -> Any:
         """Batch `i` of `epoch`. Pure: the same arguments give the same batch anywhere."""
@@ -186,8 +147,7 @@ class Stream(ABC):
             return make(rows)
 
         def following(n: int) -> Ints:
-            start = self._batches.positions(i)[1] % self.order.n
-            return self._rows(np.concatenate([self.order.rows(epoch, *part) for part in self.order.around(start, n)]))
+            return self._rows(self.numbers_behind(epoch, i, n))
 
         return self._skips.make(rows, make, self._maker.row_of, n_least, following)
 
@@ -198,56 +158,7 @@ class Stream(ABC):
             raise IndexError(f"batch {i} is outside the epoch's {n} batches")
         return self.batch(self.epoch, i % n)
 
-    # Epochs
-
-    @property
-    def epoch(self) -> int:
-        """The epoch that the next iteration delivers; may be set."""
-        return self._next_epoch
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        number = whole("epoch", epoch) or 0
-        if number < 0:
-            raise UsageError(f"epoch is {number}, expected 0 or more")
-        self._next_epoch, self._resume_at = number, 0
-
-    @property
-    def resumed(self) -> bool:
-        """True while the next iteration delivers the rest of an epoch only."""
-        return self._resume_at > 0
-
-    @property
-    def n_next(self) -> int:
-        """Batches that the next iteration delivers (samples, with batch_size=None)."""
-        return len(self) - self._resume_at
-
-    @property
-    def is_held(self) -> bool:
-        """True for what `held` made: all iterations are alike."""
-        return self._held
-
-    def begin_epoch(self) -> tuple[int, int]:
-        """Take the next epoch: its number, and the batch that it begins with (not 0 after `resume` only)."""
-        taken = self._next_epoch, self._resume_at
-        if not self._held:
-            self._next_epoch, self._resume_at = taken[0] + 1, 0
-        return taken
-
-    def held(self, epoch: int, batch: int = 0) -> Self:
-        """A twin whose every iteration is this epoch from this batch on: whoever peeks into it moves nothing."""
-        return self._twin(_next_epoch=epoch, _resume_at=batch, _held=True)
-
-    def within(self, memory_budget: int) -> Self:
-        """A twin that makes fewer batches ahead, for one of several processes that share a memory budget."""
-        twin = self._twin(memory_budget=memory_budget)
-        twin.__dict__.pop("_sizing", None)
-        return twin
-
-    def _twin(self, **changed: Any) -> Self:
-        twin = object.__new__(type(self))
-        twin.__dict__ = self.__dict__ | changed
-        return twin
+    # Ahead of use
 
     def __iter__(self) -> Generator[Any, None, None]:
         """One epoch. The k-th iteration begun is epoch k."""
@@ -279,6 +190,8 @@ class Stream(ABC):
         samples = self._good(rows, lambda rows: self._maker.make_each(rows, epoch), 0, epoch, numbers[-1])
         return [self._maker.structure(sample) for sample in samples]
 
+    # What it takes
+
     @property
     def sample_nbytes(self) -> int:
         """Size of a sample while it is made [B]; of axes that vary, the longest stored one counts."""
@@ -294,6 +207,17 @@ class Stream(ABC):
         """What batches, decoded chunks and decoding take at most [B], whatever the dataset's size."""
         return self._sizing.bound_nbytes
 
+    def within(self, memory_budget: int) -> Self:
+        """A twin that makes fewer batches ahead, for one of several processes that share a memory budget."""
+        twin = self._twin(memory_budget=memory_budget)
+        twin.__dict__.pop("_sizing", None)
+        return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_maker", "_sizing")}
+
+    # How well it is shuffled
+
     def shuffle_report(self, epoch: int = 0) -> dict[str, Any]:
         """How well an epoch is shuffled, against a true permutation; of a long one, the first million samples.
 
@@ -307,36 +231,6 @@ class Stream(ABC):
             "window_samples": window,
             "window_nbytes": nbytes,
         }
-
-    # Resume
-
-    def cursor_at(self, step: int) -> dict[str, Any]:
-        """The resume state after `step` global batches since epoch 0, also when this loader itself was resumed.
-
-        Returns:
-            A JSON-able dict of a few integers.
-        """
-        n_steps = whole("step", step) or 0
-        if n_steps < 0:
-            raise UsageError(f"step is {step}, expected 0 or more")
-        epoch, batch = divmod(n_steps, max(1, len(self)))
-        return Cursor(epoch, batch * self._batches.global_size, self.fingerprint).to_json()
-
-    def resume(self, cursor: Mapping[str, Any]) -> None:
-        """Continue from a cursor: the next iteration yields the rest of its epoch, later ones whole epochs.
-
-        Raises:
-            UsageError: a cursor of another dataset, split, seed, choice or global batch; the message says which differ.
-        """
-        parsed = Cursor.parse(cursor, self.fingerprint)
-        batch, rest = divmod(parsed.position, self._batches.global_size)
-        if rest or batch > len(self):
-            raise UsageError(f"the cursor's position {parsed.position} is no batch border of this epoch")
-        ended = batch == len(self)
-        self._next_epoch, self._resume_at = (parsed.epoch + 1, 0) if ended else (parsed.epoch, batch)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_maker", "_sizing")}
 
 
 class _Failed(NamedTuple):
