@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
-    sys.modules["tensorflow"] = None  # type: ignore[assignment]  # as where it is not installed; and it takes seconds
+    for name in ("tensorflow", "sklearn"):  # as where they are not installed: Keras imports both if it can, for seconds
+        sys.modules[name] = None  # type: ignore[assignment]
 
 import keras
 import numpy as np

@@ -223,6 +223,7 @@ def test_tensorflow_keeps_quiet(large: Path) -> None:
     pytest.importorskip("tensorflow")
     script = """
 import functools, sys
+sys.modules["sklearn"] = None  # Keras imports it if it can, and says nothing of it
 from streamkit.cli import main
 from streamkit.reports import bench
 bench.bench = functools.partial(bench.bench, budget_s=0.02)

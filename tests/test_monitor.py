@@ -7,7 +7,6 @@ import gc
 import itertools
 import os
 import re
-import signal
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ import keras
 import numpy as np
 import pytest
 from converting import needs
+from hungry import broken, crashing, hungry, killed, refused
 from hypothesis import given
 
 import streamkit
@@ -276,54 +276,25 @@ def test_divisors_are_all_of_them(update: int) -> None:
     assert len(found) == sum(1 + (n * n != update) for n in range(1, int(update**0.5) + 1) if update % n == 0)
 
 
-class Hungry:
-    """Stands for a model whose step of n samples takes n times 2 MB, and is killed or refused from some n on."""
-
-    def __init__(self, killed_at: int = 10**9, refused_at: int = 10**9) -> None:
-        self.killed_at, self.refused_at = killed_at, refused_at
-
-    def train_on_batch(self, x: Any, y: Any) -> None:
-        if len(x) >= self.killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does for lack of memory
-        if len(x) >= self.refused_at:
-            raise MemoryError
-        np.ones(len(x) * 2_000_000, np.uint8)
-
-
-def hungry(accumulate: int) -> Any:
-    return Hungry()
-
-
-def killed(accumulate: int) -> Any:
-    return Hungry(killed_at=16)
-
-
-def refused(accumulate: int) -> Any:
-    return Hungry(refused_at=8)
-
-
-def broken(accumulate: int) -> Any:
-    raise ValueError(f"no model for {accumulate}")
+@pytest.fixture
+def quick_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The other process is there soon: a light backend of Keras, without scikit-learn, which Keras imports if it can."""
+    needs("jax")  # which Keras takes functions from on every backend
+    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+    (tmp_path / "sklearn.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(tmp_path)
 
 
 @pytest.mark.parametrize("build, limit, size", [(hungry, 100_000_000, 32), (killed, 10**12, 8), (refused, 10**12, 4)])
-def test_batches_grow_in_another_process_until_one_does_not_fit(
-    monkeypatch: pytest.MonkeyPatch, build: Any, limit: int, size: int
-) -> None:
-    needs("jax")  # which Keras takes functions from on every backend
-    monkeypatch.setenv("KERAS_BACKEND", "numpy")  # in the other process, which then is there at once
+@pytest.mark.usefixtures("quick_process")
+def test_batches_grow_in_another_process_until_one_does_not_fit(build: Any, limit: int, size: int) -> None:
     found = largest_batch(build, (X, Y), 64, limit)
     assert (found.size, found.how, found.size * found.accumulate) == (size, "ran", 64)
     assert 2_000_000 * size <= found.nbytes <= limit
 
 
-def crashing(accumulate: int) -> Any:
-    os.kill(os.getpid(), signal.SIGSEGV)
-
-
-def test_a_trial_that_crashes_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs("jax")
-    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+@pytest.mark.usefixtures("quick_process")
+def test_a_trial_that_crashes_is_no_lack_of_memory() -> None:
     with pytest.raises(streamkit.ResourceError, match="the trial ended with SIGSEGV"):
         largest_batch(crashing, (X, Y), 4, 10**9)
 
@@ -385,9 +356,8 @@ def test_a_batch_is_remembered_for_as_much_memory_as_is_free(monkeypatch: pytest
     assert len(searched) == 4
 
 
-def test_a_model_that_cannot_be_made_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    needs("jax")
-    monkeypatch.setenv("KERAS_BACKEND", "numpy")
+@pytest.mark.usefixtures("quick_process")
+def test_a_model_that_cannot_be_made_is_no_lack_of_memory() -> None:
     with pytest.raises(streamkit.StreamkitError, match="ValueError: no model for 2"):
         largest_batch(broken, (X, Y), 4, 10**9)
 

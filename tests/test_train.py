@@ -36,13 +36,14 @@ import runpy, sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
 def find_spec(name, path=None, target=None):
-    return None if name.split(".")[0] == "tensorflow" else find(name, path, target)
+    # Nor scikit-learn, which Keras imports where it can: that takes a second.
+    return None if name.split(".")[0] in ("tensorflow", "sklearn") else find(name, path, target)
 PathFinder.find_spec = find_spec
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # Or as where there is none at all.
-WITHOUT_FRAMEWORKS = WITHOUT_TENSORFLOW.replace('== "tensorflow"', 'in ("tensorflow", "keras", "jax", "torch")')
+WITHOUT_FRAMEWORKS = WITHOUT_TENSORFLOW.replace('"sklearn"', '"keras", "jax", "torch"')
 # kill -9 after the first line of an epoch.
 DYING = """
 import builtins, os, runpy, signal, sys
