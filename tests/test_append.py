@@ -18,7 +18,6 @@ from converting import (
     arrays,
     both,
     class_folders,
-    cli,
     columns,
     digests,
     encoded,
@@ -32,6 +31,7 @@ from converting import (
 )
 
 import streamkit
+from streamkit.cli import main
 from streamkit.convert import Report
 from streamkit.errors import SourceError, UsageError
 
@@ -97,18 +97,20 @@ def test_new_items_become_new_shards(tmp_path: Path, format: str) -> None:
 
 
 @one_quickly
-def test_the_same_bytes_for_any_number_of_workers(tmp_path: Path, format: str) -> None:
+def test_the_same_bytes_for_any_number_of_workers(
+    tmp_path: Path, format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = write_files(tmp_path / "src", files(0, 12))
     args = ("--format", format, "--shard-size", "600", "--split", "train=0.75,val=0.25")
     convert(source, tmp_path / "0", format, shard_size="600", split="train=0.75,val=0.25")
     shutil.copytree(tmp_path / "0", tmp_path / "1")
     write_files(source, files(12, 30))
-    for i, workers in enumerate((1, 3)):
-        run = cli("convert", source, tmp_path / str(i), *args, "--append", "--workers", workers)
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.endswith("\n18 of these samples were added\n")
-        run = cli("convert", source, tmp_path / str(i), *args, "--append", "--json")
-        assert json.loads(run.stdout)["added"] == 0
+    for i, workers in enumerate(("1", "3")):
+        command = ["convert", str(source), str(tmp_path / str(i)), *args, "--append"]
+        assert main([*command, "--workers", workers]) == 0
+        assert capsys.readouterr().out.endswith("\n18 of these samples were added\n")
+        assert main([*command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["added"] == 0
     assert digests(tmp_path / "0") == digests(tmp_path / "1")
 
 

@@ -135,15 +135,14 @@ def test_tables_of_columns_alone(tmp_path: Path, format: str) -> None:
 
 
 @one_quickly
-def test_workers_and_blocks_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str) -> None:
-    source = as_jsonl(tmp_path / "a.jsonl", records(200))
+def test_workers_change_nothing(tmp_path: Path, format: str) -> None:
+    source = as_jsonl(tmp_path / "a.jsonl", records(100))
     found = []
-    for number, (workers, nbytes) in enumerate([(1, 8 << 20), (2, 8 << 20), (3, 8 << 20)]):
-        monkeypatch.setattr(rowfiles, "BLOCK_NBYTES", nbytes)
-        out = tmp_path / f"out{number}"
+    for workers in (1, 3):
+        out = tmp_path / f"out{workers}"
         streamkit.convert(source, out, format=format, workers=workers, shard_size=4000, split="train=0.8,val=0.2")
         found.append(digests(out))
-    assert len(found[0]) > 6 and found[0] == found[1] == found[2]
+    assert len(found[0]) > 6 and found[0] == found[1]
 
 
 def test_a_block_is_read_for_many_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from converting import both, cli, columns, digests, encoded, index_rows, noise, write_files
+from converting import both, columns, digests, encoded, index_rows, noise, write_files
 from hypothesis import given
 from hypothesis import strategies as st
 
 import streamkit
+from streamkit.cli import main
 from streamkit.convert import Report
 from streamkit.convert.assign import key_hashes, split_groups
 from streamkit.convert.duplicates import equal_rows
@@ -75,10 +76,9 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @both
 def test_group_by(patients: tuple[Path, Path], tmp_path: Path, format: str) -> None:
     source, labels = patients
-    args = ("--format", format, "--labels", labels, "--group-by", "patient", "--split", "train=0.7,val=0.3")
+    options: dict[str, Any] = {"labels": labels, "group_by": "patient", "split": {"train": 0.7, "val": 0.3}}
     for i, workers in enumerate((1, 2)):
-        run = cli("convert", source, tmp_path / str(i), *args, "--shard-size", "500", "--workers", workers)
-        assert run.returncode == 0, run.stderr
+        convert(source, tmp_path / str(i), format, shard_size="500", workers=workers, **options)
     assert digests(tmp_path / "0") == digests(tmp_path / "1")
     who = [set(columns(tmp_path / "0", "patient", split).values()) for split in ("train", "val")]
     assert not who[0] & who[1] and len(who[0] | who[1]) == 10
@@ -135,13 +135,15 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @both
 @pytest.mark.parametrize("encode", ["keep", "raw"])
-def test_a_leak_is_reported_with_both_names(copies: Path, tmp_path: Path, format: str, encode: str) -> None:
-    args = ("convert", copies, tmp_path / "out", "--format", format, "--encode", encode, "--shard-size", "300")
-    run = cli(*args, "--json")
-    assert run.returncode == 0
-    assert "train/b/1.png (train) and val/a/copy.png (val)" in run.stderr
-    assert "twin" not in run.stderr
-    (leak,) = json.loads(run.stdout)["leaks"]
+def test_a_leak_is_reported_with_both_names(
+    copies: Path, tmp_path: Path, format: str, encode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ("--format", format, "--encode", encode, "--shard-size", "300", "--workers", "1", "--json")
+    assert main(["convert", str(copies), str(tmp_path / "out"), *args]) == 0
+    said = capsys.readouterr()
+    assert "train/b/1.png (train) and val/a/copy.png (val)" in said.err
+    assert "twin" not in said.err
+    (leak,) = json.loads(said.out)["leaks"]
     assert (leak["key"], leak["first"]) == ("val/a/copy.png", "train/b/1.png")
     assert len(index_rows(tmp_path / "out", "val")) == 5
     assert "content" not in index_rows(tmp_path / "out")[0]
