@@ -83,7 +83,7 @@ class Loader(SplitStream):
             (64, 256): each batch to the smallest that holds it, and samples of like length come together while shuffling.
         on_corrupt: "raise", or "skip": bad samples are left out and logged once each (logger "streamkit"); batches are
             shorter by them, under drop_remainder the next good samples stand in, so that shapes stay static.
-        max_bad: share of the samples that may be bad before "skip" raises after all; each process counts what it met.
+        max_bad: share of the samples that may be bad before "skip" raises after all; worker processes count together.
         max_pixels: of a picture; a larger one is refused, whatever the manifest allows. Decoding takes 4 bytes a pixel.
         manifest_digest: the `dataset_id` that the dataset must have; see `streamkit.open`.
         cache_dir: folder that keeps what comes from a server, for all processes and later runs; by content, never stale.
@@ -138,6 +138,8 @@ class Loader(SplitStream):
     ) -> None:
         if on_corrupt not in ("raise", "skip"):
             raise UsageError(f'on_corrupt is {on_corrupt!r}, expected "raise" or "skip"')
+        if not (isinstance(max_bad, (int, float)) and 0 <= max_bad <= 1):
+            raise UsageError(f"max_bad is {max_bad!r}, expected a share of the samples between 0 and 1")
         manifest = Manifest.load(path, manifest_digest)
         name, part = parse_split(split)
         chosen_split = manifest.split(name)
@@ -174,13 +176,13 @@ class Loader(SplitStream):
         batches = Batches(ordered.order.n, one, drop_remainder, shard, n_shards, pad=not shuffle)
         if isinstance(view.pad_to, tuple) and shuffle:
             ordered = ordering.by_length(ordered, view.pad_to, view.outputs(manifest.schema), batches.global_size)
-        skips, self.max_bad = Skips(ordered.order.n, max_bad), max_bad
+        self.max_bad = max_bad
         super().__init__(
             view,
             ordering,
             ordered,
             batches,
-            skips if on_corrupt == "skip" else None,
+            Skips(ordered.order.n, max_bad) if on_corrupt == "skip" else None,
             batched=batch_size is not None,
             num_workers=n_threads(num_workers, path),
             device=device,

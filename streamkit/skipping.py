@@ -4,6 +4,9 @@ A batch without its bad samples is shorter. Where it must not be, the next good 
 drop_remainder=True as many as are missing, so that shapes stay static, and else one for a batch in which nothing is
 good. That is a rule on the data alone, so a batch is the same on every frontend, in every process and after a resume.
 
+They are counted in a ledger that processes share with those they start: PyTorch's workers count together, and what one met
+the others know, and leave out unread.
+
     >>> skips = Skips(n_samples=10, max_bad=0.1)
     >>> skips.good(np.array([4, 7]), n_least=1, following=lambda n: np.arange(n)).tolist()
     [4, 7]
@@ -14,21 +17,28 @@ good. That is a rule on the data alone, so a batch is the same on every frontend
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import secrets
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.errors import DamagedError, RefusedError, StreamkitError, UsageError
+from streamkit.errors import DamagedError, RefusedError, StreamkitError
+from streamkit.ledger import Ledger
 
 Ints = npt.NDArray[np.int64]
 log = logging.getLogger("streamkit")
 
+_KINDS: dict[str, type[StreamkitError]] = {kind.__name__: kind for kind in (DamagedError, RefusedError)}
+_FACTS = ("what", "path", "shard", "record", "offset", "key", "hint")
+
 
 class Skips:
-    """The bad samples met so far. Safe in threads.
+    """The bad samples met so far, here and in child processes. Safe in threads and forks.
 
     Args:
         n_samples: samples in an epoch.
@@ -36,29 +46,52 @@ class Skips:
     """
 
     def __init__(self, n_samples: int, max_bad: float) -> None:
-        if not (isinstance(max_bad, (int, float)) and 0 <= max_bad <= 1):
-            raise UsageError(f"max_bad is {max_bad!r}, expected a share of the samples between 0 and 1")
         self.n_samples, self.max_bad = n_samples, max_bad
-        self.bad: dict[int, StreamkitError] = {}
-        self._over: DamagedError | None = None
+        self._ledger, self._read = Ledger(), 0
+        self._bad: dict[int, tuple[str, StreamkitError]] = {}
+
+    @property
+    def bad(self) -> dict[int, StreamkitError]:
+        """Row -> its error, in the order in which they were met."""
+        return {row: error for row, (_, error) in list(self._known().items())}
+
+    def _known(self) -> dict[int, tuple[str, StreamkitError]]:
+        """What the ledger says, by its first line of each row: row -> (who wrote it, error)."""
+        end, lines = self._ledger.after(self._read)
+        for line in lines:
+            try:
+                row, who, kind, facts = json.loads(line)
+            except ValueError:
+                continue  # whoever wrote it was killed meanwhile
+            self._bad.setdefault(row, (who, _KINDS[kind](**facts)))
+        self._read = end  # last, so that threads at the same lines do no more than read them twice
+        return self._bad
 
     def note(self, row: int, error: StreamkitError) -> None:
-        """Count and log a bad sample, once. Raises DamagedError when there are more than `max_bad` allows."""
-        if self.bad.setdefault(row, error) is not error:  # one step, so that no lock is needed
+        """Count and log a bad sample, once over all processes. Raises DamagedError above `max_bad`, see `check`."""
+        if row not in self._known():
+            who = secrets.token_hex(8)
+            facts = {name: getattr(error, name) for name in _FACTS}
+            self._ledger.append(json.dumps([row, who, type(error).__name__, facts]).encode())
+            first, known = self._known()[row]
+            if first == who:
+                log.warning("skipped %s", known)  # not `error`, whose frames hold the reader, and its files stay open
+        self.check()
+
+    def check(self) -> None:
+        """Raise DamagedError when more samples are bad than `max_bad` allows; in every process the same."""
+        n = math.floor(self.max_bad * self.n_samples) + 1
+        if len(self._known()) < n:
             return
-        error.__traceback__ = error.__context__ = None  # their frames hold the reader, and its files stay open
-        n = len(self.bad)
-        log.warning("skipped %s", error)
-        if n > self.max_bad * self.n_samples:
-            self._over = DamagedError(
-                f"{n} of {self.n_samples} samples are bad, more than max_bad={self.max_bad} allows; the last: {error.what}",
-                path=error.path,
-                shard=error.shard,
-                record=error.record,
-                key=error.key,
-                hint=f"Pass max_bad={self._allowing(n)} to go on without them. {error.hint}",
-            )
-            raise self._over
+        _, error = list(self._bad.values())[n - 1]
+        raise DamagedError(
+            f"{n} of {self.n_samples} samples are bad, more than max_bad={self.max_bad} allows; the last: {error.what}",
+            path=error.path,
+            shard=error.shard,
+            record=error.record,
+            key=error.key,
+            hint=f"Pass max_bad={self._allowing(n)} to go on without them. {error.hint}",
+        )
 
     def _allowing(self, n: int) -> float:
         """A round share that allows `n` bad samples and some more: of few samples, the default allows none."""
@@ -66,9 +99,9 @@ class Skips:
 
     def good(self, rows: Ints, n_least: int, following: Callable[[int], Ints]) -> Ints:
         """`rows` without those known to be bad, filled up to `n_least` with the first good ones that follow."""
-        if not self.bad:
+        if not self._known():
             return rows
-        bad = np.fromiter(list(self.bad), np.int64)
+        bad = np.fromiter(list(self._bad), np.int64)
         kept = rows[~np.isin(rows, bad)]
         if len(kept) >= n_least:
             return kept
@@ -97,8 +130,7 @@ class Skips:
             DamagedError: more bad samples than allowed, or damage that is no single sample's.
         """
         while True:
-            if self._over is not None:
-                raise self._over
+            self.check()
             chosen = self.good(rows, n_least, following)
             if len(chosen) < min(1, n_least):
                 raise self.bad[int(rows[0])]  # not one sample of the epoch is good

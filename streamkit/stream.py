@@ -105,8 +105,14 @@ class Stream(Epochs, ABC):
 
     @property
     def bad(self) -> tuple[StreamkitError, ...]:
-        """The bad samples met and left out so far, in storage order; each names its shard, record and key."""
+        """The bad samples met and left out so far, here and in worker processes, in storage order; each names its shard,
+        record and key."""
         return () if self._skips is None else tuple(error for _, error in sorted(self._skips.bad.items()))
+
+    def check_bad(self) -> None:
+        """Raise DamagedError when more samples are bad than max_bad allows."""
+        if self._skips is not None:
+            self._skips.check()
 
     @property
     def skips_bad(self) -> bool:

@@ -71,7 +71,7 @@ ROOMS = (
                 "pictures",
                 "replicas",
             ),
-            *("shuffling", "sizing", "skipping", "split_stream", "stream", "view"),
+            *("ledger", "shuffling", "sizing", "skipping", "split_stream", "stream", "view"),
         ),
         "loader",
     )

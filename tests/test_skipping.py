@@ -6,7 +6,12 @@ import json
 import logging
 import os
 import pickle
+import random
 import re
+import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +23,7 @@ from harming import KINDS, N
 
 import streamkit
 from streamkit import DamagedError, UsageError
+from streamkit.skipping import Skips
 
 Copied = Callable[[str], Path]
 SKIP: dict[str, Any] = {"on_corrupt": "skip", "max_bad": 1.0}
@@ -174,6 +180,98 @@ def test_too_many_bad_samples_are_an_error(copied: Copied) -> None:
         assert re.search(r"Pass max_bad=0\.\d+ to go on without them\. ", str(caught.value))
     with pytest.raises(DamagedError, match="crc32c"):
         keys(streamkit.Loader(path, **view("table")))
+
+
+WORKERS = [pytest.param("fork"), pytest.param("spawn"), pytest.param("forkserver", marks=pytest.mark.slow)]
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("method", WORKERS)
+def test_workers_of_pytorch_count_together(copied: Copied, tmp_path: Path, method: str) -> None:
+    """In a process of its own, whose stderr shows what any of them logs. A persistent worker goes on where it was."""
+    pytest.importorskip("torch")
+    path = copied("table-tfrecord")
+    lost = harm(path, [3, 20, 41, 55])
+    code = """if True:
+        import json, sys, warnings
+        import streamkit
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        def loader(max_bad):
+            return streamkit.Loader(sys.argv[1], batch_size=4, num_workers=1, on_corrupt="skip", max_bad=max_bad, seed=1)
+        def torch(loader, **options):
+            return loader.as_torch(num_workers=2, multiprocessing_context=sys.argv[2], **options)
+        if __name__ == "__main__":
+            told, all = [], loader(4 / 60)
+            stream = torch(all, persistent_workers=True)
+            for _ in range(2):
+                told.append([x.tolist() for x, _ in stream])
+            told.append([error.key for error in all.bad])
+            few = loader(3 / 60)
+            for one in (torch(few), few) if sys.argv[2] == "fork" else ():  # it stays an error
+                try:
+                    list(one)
+                    told.append(None)
+                except streamkit.DamagedError as error:
+                    told.append([str(error), error.key, len(few.bad)])
+            print(json.dumps(told))
+    """
+    (tmp_path / "run.py").write_text(textwrap.dedent(code.removeprefix("if True:\n")))
+    command = [sys.executable, str(tmp_path / "run.py"), str(path), method]
+    run = subprocess.run(command, cwd=reading.ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]
+    *epochs, bad = (told := json.loads(run.stdout))[:3]
+    alone = streamkit.Loader(path, batch_size=4, seed=1, **SKIP)
+    assert epochs == [[x.tolist() for x, _ in alone] for _ in range(2)]
+    assert len(bad) == 4 and set(bad) == lost
+    said = [line for line in run.stderr.splitlines() if "skipped" in line]
+    n_loaders = 2 if method == "fork" else 1
+    assert len(said) == 4 * n_loaders and all(sum(f"({key})" in line for line in said) == n_loaders for key in lost), (
+        said
+    )
+    if method == "fork":
+        first, again = told[3:]
+        assert first == again and "4 of 60 samples are bad, more than max_bad=0.05 allows" in first[0]
+        assert first[1] in lost and first[2] == 4 and "\\n" not in first[0] and "Traceback" not in first[0]
+
+
+def test_a_child_that_is_killed_leaves_what_it_met_and_nothing_else(copied: Copied) -> None:
+    path = copied("table-tfrecord")
+    lost = harm(path, [3, 41])
+    before = reading.n_descriptors()
+    loader = streamkit.Loader(path, batch_size=N, shuffle=False, num_workers=0, **view("table"), **SKIP)
+    if not (child := os.fork()):
+        keys(loader)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert {error.key for error in loader.bad} == lost
+    os.truncate(path / "train-00000.tfrecord", 0)  # what is known to be bad is not read again
+    copy = pickle.loads(pickle.dumps(loader))
+    assert {error.key for error in copy.bad} == lost
+    assert len(copy.rows(0, 0)) == N and not {error.key for error in copy.bad} - lost
+    keys(copy)
+    assert len(copy.bad) > len(loader.bad) == 2  # a copy counts for itself
+    del loader, copy
+    assert reading.settles(lambda: reading.n_descriptors() <= before)
+
+
+def test_many_processes_that_meet_the_same_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Every row is one process's to log, and all of them see the rows in one order; one is killed in mid-line."""
+    skips = Skips(n_samples=1000, max_bad=1)
+    os.write(skips._ledger._fd, b'\n[7, "who was kill')
+    rows = list(range(40))
+    children = []
+    for seed in range(6):
+        if not (child := os.fork()):
+            logging.getLogger("streamkit").handlers[:] = [logging.StreamHandler(os.fdopen(2, "w", closefd=False))]
+            logging.getLogger("streamkit").propagate = False
+            for row in random.Random(seed).sample(rows, len(rows)):
+                skips.note(row, DamagedError("it is bad", shard="a.h5", record=row, key=f"\udcff{row}"))
+            os._exit(list(skips.bad) != list(skips.bad) or len(skips.bad) != len(rows))
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * len(children)
+    assert sorted(skips.bad) == rows and skips.bad[3].key == "\udcff3"
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == len(set(said)) == len(rows)
 
 
 @pytest.mark.parametrize("name", ["table-tfrecord", "table-hdf5", "table-gzip", "pictures-hdf5"])

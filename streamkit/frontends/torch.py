@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch.utils.data
 
-from streamkit.errors import ResourceError
+from streamkit.errors import ResourceError, StreamkitError
 from streamkit.frontends.devices import ahead, mover
 
 if TYPE_CHECKING:
@@ -57,9 +57,13 @@ class _DataLoader(torch.utils.data.DataLoader[Any]):
         self.dataset.taken[:] = torch.tensor([epoch, start])
         device, n = self.dataset.loader.device, 0
         _check_shared_memory(self.dataset.loader, self.num_workers)
-        for batch in super().__iter__() if device is None else ahead(mover("torch", device), super().__iter__()):
-            n += 1
-            yield batch
+        try:
+            for batch in super().__iter__() if device is None else ahead(mover("torch", device), super().__iter__()):
+                n += 1
+                yield batch
+        except StreamkitError:
+            self.dataset.loader.check_bad()  # PyTorch made an error of the worker's text, traceback and all
+            raise
         loader = self.dataset.loader
         exact = not (loader.skips_bad and loader.batch_size is None)  # single samples that are bad are left out
         if exact and n < len(loader) - start:  # PyTorch itself says nothing
