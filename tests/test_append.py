@@ -6,6 +6,9 @@ import itertools
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from converting import (
     FORMATS,
+    ROOT,
     arrays,
     both,
     class_folders,
@@ -304,6 +308,48 @@ def test_killed_before_it_is_published(tmp_path: Path, format: str, monkeypatch:
         if not killed:
             break
     assert last > 8
+
+
+KILLED = """
+import os, signal, sys
+import streamkit
+replace = os.replace
+def deadly(old, new, **options):
+    if str(new).endswith("manifest.json"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(old, new, **options)
+os.replace = deadly
+streamkit.convert(sys.argv[1], sys.argv[2], format=sys.argv[3], shard_size=600, workers=1, append=True)
+"""
+
+
+@pytest.mark.fault(2)
+@both
+def test_killed_just_before_the_manifest(tmp_path: Path, format: str) -> None:
+    """Files beside the shards are the new ones then. verify says to append again; repair gives it up."""
+    source, out = write_files(tmp_path / "src", files(0, 8)), tmp_path / "out"
+    convert(source, out, format, shard_size=600)
+    write_files(source, files(8, 14))
+    convert(source, shutil.copytree(out, tmp_path / "whole"), format, shard_size=600, append=True)
+    run = subprocess.run([sys.executable, "-c", KILLED, source, out, format], cwd=ROOT, timeout=60, check=False)
+    assert run.returncode == -signal.SIGKILL
+    check_whole(out, files(0, 8))
+    report = streamkit.verify(out)
+    assert {problem.file for problem in report.problems} == {"hdf5": {"train.h5"}, "tfrecord": {"dataset_info.json"}}[
+        format
+    ]
+    assert report.hint == (
+        "Run the same `streamkit convert` with --append again: it was interrupted, and makes these files anew."
+    )
+    given_up = shutil.copytree(out, tmp_path / "given up")
+    os.truncate(given_up / "index-train.parquet", 0)
+    hint = streamkit.verify(given_up).hint
+    assert "repair would give up what it wrote. Then run `streamkit repair" in hint and "--drop needs the index" in hint
+    streamkit.repair(given_up, source=write_files(tmp_path / "old", files(0, 8)), workers=1)
+    assert streamkit.verify(given_up).ok
+    check_whole(given_up, files(0, 8))
+    convert(source, out, format, shard_size=600, append=True)
+    assert digests(out) == digests(tmp_path / "whole") and streamkit.verify(out).ok
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ a new file: who reads by the old manifest keeps the old one.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +31,7 @@ from streamkit.convert.moments import as_sums
 from streamkit.convert.options import Options
 from streamkit.convert.plan import Plan, ShardPlan
 from streamkit.errors import SourceError, UsageError
-from streamkit.manifest import Manifest
+from streamkit.manifest import WORK_FOLDER, Manifest
 from streamkit.schema import Field, Schema
 from streamkit.sources import Listing
 from streamkit.sources.listing import BadItem, Ragged
@@ -212,3 +213,12 @@ def merged_names(there: Sequence[str], new: Sequence[str]) -> tuple[str, ...]:
     """Class names of both: those that are there keep their numbers."""
     known = Counter(there)
     return (*there, *(name for name in new if name not in known))
+
+
+def interrupted(root: Path, manifest: Manifest) -> bool:
+    """True where an --append to this dataset was begun and has not finished: files beside the shards may be its already."""
+    try:
+        plan = json.loads((root / WORK_FOLDER / "plan.json").read_text())
+    except (OSError, ValueError):  # there is none, or none that could be gone on with
+        return False
+    return isinstance(plan, dict) and plan.get("append_to") == manifest.dataset_id

@@ -13,10 +13,13 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Mapping, Sequence, Sized
+from pathlib import Path
 
+from streamkit.convert.append import interrupted
 from streamkit.health.report import Problem
 from streamkit.index import ADOPT_AGAIN
 from streamkit.manifest import Manifest
+from streamkit.remote.address import is_remote
 from streamkit.splits import Shard, Split
 
 
@@ -36,9 +39,15 @@ def next_step(
     beside = "".join(
         f" --{name} {what}" for name, what in (("labels", "FILE"), ("masks", "DIR")) if manifest.options.get(name)
     )
-    mend = f"Run `streamkit repair {shlex.quote(os.fspath(out))} --source SRC{beside}`"
+    mend = f"`streamkit repair {shlex.quote(os.fspath(out))} --source SRC{beside}`"
     lacks = _lacks(manifest, problems, lost)
-    return f"{mend}; --drop needs {lacks}." if lacks else f"{mend}, or with --drop instead of --source."
+    mend += f"; --drop needs {lacks}." if lacks else ", or with --drop instead of --source."
+    if is_remote(out) or not interrupted(Path(out), manifest):
+        return f"Run {mend}"
+    append = "Run the same `streamkit convert` with --append again: it was interrupted"
+    if {problem.file for problem in problems} <= set(manifest.files):
+        return f"{append}, and makes these files anew."
+    return f"{append}, and repair would give up what it wrote. Then run {mend}"
 
 
 def _lacks(manifest: Manifest, problems: Sequence[Problem], lost: Mapping[str, Sized]) -> str:
