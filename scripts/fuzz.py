@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 
 import atheris
 
-with atheris.instrument_imports(include=["streamkit", "fuzzing"]):
+with atheris.instrument_imports(include=["streamkit", "fuzzing", "lying"]):
     import fuzzing
 
 LIMITS = ["-rss_limit_mb=512", "-timeout=5", "-max_len=8192", "-print_final_stats=1"]

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.errors import ResourceError
 from streamkit.forking import anew_in_children
 
 _ALIGNMENT = 64  # what TensorFlow (EIGEN_MAX_ALIGN_BYTES), JAX and AVX-512 want
@@ -68,7 +69,7 @@ class Buffers:
                 base = owned.pop(i)
                 owned.append(base)
             else:
-                base = np.empty(nbytes + _ALIGNMENT, np.uint8)
+                base = _memory(nbytes + _ALIGNMENT)
                 if len(owned) < self.keep:
                     owned.append(base)
                     self._nbytes += nbytes
@@ -77,3 +78,11 @@ class Buffers:
                     self._nbytes -= size * len(forgotten)
             start = -base.ctypes.data % _ALIGNMENT
             return base[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _memory(nbytes: int) -> npt.NDArray[np.uint8]:
+    try:
+        return np.empty(nbytes, np.uint8)
+    except MemoryError:
+        what = f"a batch takes {nbytes} bytes, more than memory holds"
+        raise ResourceError(what, hint="Pass a smaller batch_size= or image_size=.") from None

@@ -22,7 +22,7 @@ import tempfile
 import types
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ from streamkit.digest import file_digest
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend, regular_file
 from streamkit.remote.address import Address, place
-from streamkit.schema import Field
 from streamkit.tables import RATIO, TEXT, Column, large_text, wrong
 
 # In-memory types: an index row costs offset 8 + length 4 + crc32c 4 + label 4 = 20 bytes.
@@ -166,7 +165,7 @@ class Index:
         self._check_texts(names)
         at = 0
         file = pq.ParquetFile(self.file)
-        try:
+        with self._reading():
             for batch in file.iter_batches(batch_size=1 << 16, columns=list(names), use_threads=False):
                 for name in names:
                     if _has_holes(batch.column(name)):
@@ -176,14 +175,6 @@ class Index:
                         out[name] = np.empty((self.n_rows, *values.shape[1:]), _dtype(name, values, file))
                     out[name][at : at + len(values)] = values
                 at += batch.num_rows
-        except MemoryError:
-            raise RefusedError(
-                f"{self.called} has {self.n_rows} rows, which memory does not hold", path=self.path
-            ) from None
-        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-            raise DamagedError(
-                f"{self.called} cannot be read: {error}", path=self.path, hint=mend(self.path.parent)
-            ) from None
         pa.default_memory_pool().release_unused()  # else what was read along the way stays with Arrow
         return out if out else {n: np.empty(0, np.int64) for n in names}
 
@@ -194,20 +185,38 @@ class Index:
         for group in range(self._n_row_groups):
             n = file.metadata.row_group(group).num_rows
             if row < n:
-                return str(file.read_row_group(group, columns=["key"]).column("key")[row])
+                with self._reading():
+                    return str(file.read_row_group(group, columns=["key"]).column("key")[row])
             row -= n
         raise IndexError(row)
 
     def texts(self, name: str) -> Iterator[pa.Array]:
         """A column of text, some thousand values at a time."""
         self._check_texts([name])
-        for batch in pq.ParquetFile(self.file).iter_batches(batch_size=1 << 14, columns=[name], use_threads=False):
-            yield batch.column(0)
+        with self._reading():
+            for batch in pq.ParquetFile(self.file).iter_batches(batch_size=1 << 14, columns=[name], use_threads=False):
+                batch.validate(full=True)
+                yield batch.column(0)
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The whole index, or some columns of it, as a pyarrow.Table."""
         self._check_texts(self.names if columns is None else columns)
-        return pq.ParquetFile(self.file).read(None if columns is None else list(columns))
+        with self._reading():
+            found = pq.ParquetFile(self.file).read(None if columns is None else list(columns))
+            found.validate(full=True)  # texts may be no UTF-8
+            return found
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What Arrow and NumPy say of a file as streamkit's own errors."""
+        try:
+            yield
+        except MemoryError:
+            what = f"{self.called} has {self.n_rows} rows, which memory does not hold"
+            raise RefusedError(what, path=self.path) from None
+        except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            what = f"{self.called} cannot be read: {error}"
+            raise DamagedError(what, path=self.path, hint=mend(self.path.parent)) from None
 
     def _check_texts(self, names: Sequence[str]) -> None:
         """RefusedError where text would take far more memory than the file."""
@@ -225,23 +234,6 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def check_column(field: Field, values: npt.NDArray[Any], path: Path | Address) -> None:
-    """A label must be a class that there is.
-
-    Raises:
-        DamagedError: it is not.
-        UsageError: labels beyond the int32 of batches.
-    """
-    if field.kind == "label" and len(values) and int(values.max()) > 2**31 - 1:
-        raise UsageError(
-            f"labels go up to {values.max()}, beyond the int32 of batches", hint="Pass label_mode=None, or fields=."
-        )
-    if field.class_names is not None and len(values):
-        low, high = values.min(), values.max()
-        if low < 0 or high >= len(field.class_names):
-            raise DamagedError(f"labels go from {low} to {high}, there are {len(field.class_names)} classes", path=path)
 
 
 ADOPT_AGAIN = "If it was moved, name its folder with root= (--root); if it changed, run `streamkit index` again."

@@ -77,6 +77,8 @@ class Manifest:
         for shard in (shard for split in self.splits.values() for shard in split.shards):
             if shard.samples > shard.nbytes * _MOST_SAMPLES[self.format]:
                 raise DamagedError(f"{shard.samples} samples in {shard.nbytes} bytes", path=self.path, shard=shard.file)
+        if self.format == "folder" and [field.is_encoded_image for field in self.schema.payloads] != [True]:
+            raise DamagedError("a folder of pictures has one payload, a picture", path=self.path)
         if len(set(files)) != len(files) or len(files) > MAX_SHARDS:
             raise DamagedError("a shard is named twice, or there are over a million", path=self.path)
 

@@ -9,6 +9,7 @@ Vectorised, in blocks of rows: the columns are there anyway, and nothing of thei
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.chunks import grid, slab_nbytes
-from streamkit.errors import DamagedError, RefusedError
+from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend
-from streamkit.index import Index, check_column
+from streamkit.index import Index
 from streamkit.remote.address import Address
 from streamkit.schema import Field
 from streamkit.splits import Split
@@ -30,6 +31,7 @@ MAX_RANGE_NBYTES = 1 << 30
 _BLOCK = 1 << 18  # rows looked at together
 _LARGEST = {"orientation": 8, "channels": 4}
 Ints = npt.NDArray[np.int64]
+_NONE: Ints = np.empty(0, np.int64)
 Columns = Mapping[str, npt.NDArray[Any]]
 
 
@@ -71,24 +73,45 @@ def check(
     starts = np.cumsum([0] + [shard.samples for shard in split.shards])
     ends = np.array([shard.nbytes for shard in split.shards], np.int64)
     _check_sides(columns, path)
+    of_shards, extents = np.searchsorted(chunks.get("shard", _NONE), np.arange(len(ends) + 1)), []
     if len(chunks):
-        of_shards = np.searchsorted(chunks["shard"], np.arange(len(ends) + 1))
         _check_ranges("the chunk table", chunks["offset"], chunks["length"], of_shards, ends, path)
+        if (chunks["crc32c"][chunks["length"] == 0] != 0).any():  # a chunk of no bytes is one that was never written
+            raise DamagedError("a chunk of no bytes has a checksum", path=path, hint=mend(path.parent))
     for field in fields:
         if not field.is_payload:
-            check_column(field, columns[field.name], path)
+            _check_column(field, columns[field.name], path)
             continue
         largest = max(field.sample_nbytes, slab_nbytes(field)) if field.dtype != "string" else 0
         if largest > MAX_RANGE_NBYTES:
             what = f"a sample or chunk of {field.name!r} would take {largest} bytes; the limit is {MAX_RANGE_NBYTES}"
             raise RefusedError(what, path=path)
         if field.chunk_rows is not None:
-            _check_chunks(field, columns, len(chunks["offset"]), path)
+            extents.append(_check_chunks(field, columns, starts, of_shards, path))
             continue
         lengths = columns[f"{field.name}.length"]
         _check_ranges(f"field {field.name!r}", columns[f"{field.name}.offset"], lengths, starts, ends, path, loose)
         if has_shapes(field):
             _check_shapes(field, columns[f"{field.name}.shape"], lengths, path)
+    if extents:
+        _check_apart(np.stack(extents), path)
+
+
+def _check_column(field: Field, values: npt.NDArray[Any], path: Path | Address) -> None:
+    """A label must be a class that there is.
+
+    Raises:
+        DamagedError: it is not.
+        UsageError: labels beyond the int32 of batches.
+    """
+    if field.kind == "label" and len(values) and int(values.max()) > 2**31 - 1:
+        raise UsageError(
+            f"labels go up to {values.max()}, beyond the int32 of batches", hint="Pass label_mode=None, or fields=."
+        )
+    if field.class_names is not None and len(values):
+        low, high = values.min(), values.max()
+        if low < 0 or high >= len(field.class_names):
+            raise DamagedError(f"labels go from {low} to {high}, there are {len(field.class_names)} classes", path=path)
 
 
 def _check_ranges(
@@ -128,12 +151,38 @@ def apart(offsets: Ints, lengths: Ints, starts: Ints) -> bool:
     return True
 
 
-def _check_chunks(field: Field, columns: Columns, n_chunks: int, path: Path | Address) -> None:
-    chunk, row = columns[f"{field.name}.chunk"], columns[f"{field.name}.row"]
-    if len(chunk) and (chunk.min() < 0 or chunk.max() + math.prod(grid(field)) > n_chunks):
-        raise DamagedError(f"field {field.name!r} points outside the chunk table", path=path)
-    if len(row) and (row.min() < 0 or row.max() >= int(field.chunk_rows or 1)):
-        raise DamagedError(f"field {field.name!r} points outside its chunk", path=path)
+def _check_chunks(field: Field, columns: Columns, starts: Ints, of_shards: Ints, path: Path | Address) -> Ints:
+    """Record i of a shard lies in row i % chunk_rows of its slab i // chunk_rows: HDF5 leaves no other place.
+
+    Returns:
+        The first of each shard's chunks, and the end, in the chunk table: int64 (n_shards, 2).
+    """
+    chunk, row, n_together = columns[f"{field.name}.chunk"], columns[f"{field.name}.row"], math.prod(grid(field))
+    longest = max(1, int(np.diff(starts).max(initial=1)))
+    n_rows = min(longest, int(field.chunk_rows or 1))
+    slabs = np.arange(max(1, min(longest, _BLOCK) // n_rows))
+    chunk_of, row_of = np.repeat(slabs * n_together, n_rows), np.tile(np.arange(n_rows, dtype=row.dtype), len(slabs))
+    extents = np.repeat(of_shards[:-1, None], 2, axis=1)
+    for shard, (start, stop) in enumerate(itertools.pairwise(starts.tolist())):
+        first = int(chunk[start]) if start < stop else int(of_shards[shard])
+        end = first + -(-(stop - start) // n_rows) * n_together
+        if first < of_shards[shard] or end > of_shards[shard + 1]:
+            raise DamagedError(f"field {field.name!r} points outside the chunks of its shard", path=path)
+        extents[shard] = first, end
+        for at in range(start, stop, len(row_of)):
+            some, n = slice(at, min(stop, at + len(row_of))), min(len(row_of), stop - at)
+            passed = first + (at - start) // n_rows * n_together
+            if (row[some] != row_of[:n]).any() or (chunk[some] - passed != chunk_of[:n]).any():
+                what = f"field {field.name!r} says of a record that it lies elsewhere than its number tells"
+                raise DamagedError(what, path=path, hint=mend(path.parent))
+    return extents
+
+
+def _check_apart(extents: Ints, path: Path | Address) -> None:
+    """No chunk holds two fields; `extents` (n_fields, n_shards, 2)."""
+    ordered = np.take_along_axis(extents, np.argsort(extents[..., :1], axis=0), axis=0)
+    if (ordered[:-1, :, 1] > ordered[1:, :, 0]).any():
+        raise DamagedError("fields share chunks", path=path, hint=mend(path.parent))
 
 
 def _check_shapes(field: Field, shapes: Ints, lengths: Ints, path: Path | Address) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import blake3
+import lying
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,6 +121,22 @@ def _numbers(data: bytes) -> Iterator[tuple[str, Any]]:
         yield name, np.array(value).astype(columns[name])
 
 
+@functools.cache
+def liars() -> Path:
+    """Datasets of every kind, and room for copies of them that lie."""
+    return lying.make(scratch("liars"))
+
+
+def tables(data: bytes) -> None:
+    """Cells and columns of index and chunk table changed, of datasets of every kind; see `lying`."""
+    lying.lie(lying.tables, data, liars())
+
+
+def schema(data: bytes) -> None:
+    """Facts of the schema changed, of the same."""
+    lying.lie(lying.schema, data, liars())
+
+
 def npy(data: bytes) -> None:
     """A header in a file of any size: the first 8 bytes say which."""
     size = int.from_bytes(data[:8], "little") if len(data) >= 8 else 0
@@ -171,6 +188,8 @@ def _parse(data: bytes) -> None:
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "manifest": manifest,
     "index": index,
+    "tables": tables,
+    "schema": schema,
     "npy": npy,
     "framing": framing,
     "example": parsing,
@@ -186,6 +205,8 @@ def seeds(target: str) -> list[bytes]:
     return {
         "manifest": [(dataset() / "manifest.json").read_bytes()],
         "index": [(dataset() / "index-train.parquet").read_bytes(), bytes(range(180))],
+        "tables": [bytes([name, 0, how, 3]) + bytes(8) for name in range(8) for how in range(9)],
+        "schema": [bytes([name, name, fact, 18]) for name in range(8) for fact in range(8)],
         "npy": [struct.pack("<q", len(buffer) + 13) + buffer + b"\n"],
         "framing": [shard, struct.pack("<Q", 3) + b"abc"],
         "example": [bytes(record) for _, record in read_records(next(dataset().glob("*.tfrecord")))][:2],

@@ -47,7 +47,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     schema = Schema(
         (
             Field("image", "image", "uint8", (None, None, draw(st.sampled_from([1, 3, None]))), "jpeg"),
-            Field("x", "array", "float32", (draw(st.integers(0, 9)), 4), "shuffle+gzip", draw(st.integers(1, 99))),
+            Field("x", "array", "float32", (draw(st.integers(1, 9)), 4), "shuffle+gzip", draw(st.integers(1, 99))),
             Field("label", "label", "int64", (), class_names=tuple(draw(st.lists(TEXT, max_size=4)))),
         )
     )

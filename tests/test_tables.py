@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 import streamkit
 from streamkit import DamagedError, StreamkitError
+from streamkit.buffers import Buffers
 from streamkit.chunks import chunk_nbytes, grid, runs
 from streamkit.cli import main
 from streamkit.codecs import array
@@ -80,6 +81,10 @@ def texts(table: pa.Table) -> list[str]:
     return ["x"] * table.num_rows
 
 
+def no_text(table: pa.Table) -> pa.Array:
+    return pa.array([b"\xff%d" % i for i in range(table.num_rows)], pa.binary()).view(pa.string())
+
+
 def shapes(value: Any, width: int) -> Callable[[pa.Table], pa.Array]:
     def of(table: pa.Table) -> pa.Array:
         others = [shape[:width] for shape in table.column("array.shape").to_pylist()[1:]]
@@ -110,6 +115,11 @@ INDEXES: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
     "pictures without width": ("pictures", replaced("width", lambda t: [0] * t.num_rows)),
     "files of negative length": ("loose", replaced("image.length", lambda t: [-5] * t.num_rows)),
     "files of huge length": ("loose", replaced("image.length", lambda t: [1 << 45] * t.num_rows)),
+    "names of files that are no text": ("loose", replaced("key", no_text)),
+    "rows of a chunk out of order": ("gzip", replaced("x.row", lambda t: t.column("x.row").to_pylist()[::-1])),
+    "another row of the chunk": ("gzip", replaced("x.row", lambda t: [1, *t.column("x.row").to_pylist()[1:]])),
+    "another chunk": ("gzip", replaced("x.chunk", lambda t: [1, *t.column("x.chunk").to_pylist()[1:]])),
+    "chunks of the next shard": ("gzip", replaced("x.chunk", lambda t: (t.column("x.chunk").to_numpy() + 1).tolist())),
 }
 CHUNKS: dict[str, Callable[[pa.Table], pa.Table]] = {
     **{f"no {name}": without(name) for name in ("shard", "offset", "length", "crc32c")},
@@ -118,6 +128,7 @@ CHUNKS: dict[str, Callable[[pa.Table], pa.Table]] = {
     "shards are lists": replaced("shard", lambda t: [["a"]] * t.num_rows),
     "a stranger's shard": replaced("shard", texts),
     "shards out of order": replaced("shard", lambda t: t.column("shard").to_pylist()[::-1]),
+    "a chunk that was never written": replaced("length", lambda t: [0, *t.column("length").to_pylist()[1:]]),
     "all chunks at one place": replaced("offset", lambda t: [t.column("offset")[0].as_py()] * t.num_rows),
 }
 
@@ -296,6 +307,7 @@ SCHEMAS: dict[str, tuple[str, dict[str, Any]]] = {
     "filters without end": ("gzip", {"encoding": "shuffle+" * 300_000 + "gzip"}),
     "varying big-endian arrays": ("plain", {"encoding": "bigendian", "shape": [None]}),
     "floats as varints": ("plain", {"encoding": "varint"}),
+    "chunks of nothing": ("gzip", {"shape": [0]}),
 }
 
 
@@ -314,6 +326,45 @@ def test_a_manifest_that_contradicts_itself(made: Path, tmp_path: Path, name: st
     assert not streamkit.verify(path).ok
     with pytest.raises(DamagedError):
         streamkit.open(path)
+
+
+@pytest.mark.fault(90)
+def test_a_key_that_is_no_text_is_damage(made: Path, tmp_path: Path) -> None:
+    """Wherever it is asked for: for samples, for the name of a damaged record, as a table."""
+    path = copied(made, "plain", tmp_path)
+    reading.alter_index(path, replaced("key", no_text))
+    assert not streamkit.verify(path).ok
+    for ask in (lambda: streamkit.Loader(path, fields="key"), lambda: streamkit.open(path).index("train")):
+        with pytest.raises(DamagedError, match=r"the index cannot be read: .*(?i:utf-?8)"):
+            ask()
+    first = pq.read_table(path / "index-train.parquet", columns=["x.offset"]).column(0)[0].as_py()
+    reading.flip(path / "train-00000.tfrecord", first)
+    assert not streamkit.verify(path).ok
+    with pytest.raises(DamagedError, match=r"the index cannot be read: .*(?i:utf-?8)"):
+        streamkit.Loader(path, shuffle=False)[0]
+
+
+@pytest.mark.fault(83)
+def test_a_batch_larger_than_memory_is_named() -> None:
+    with pytest.raises(streamkit.ResourceError, match=r"a batch takes \d+ bytes.*smaller batch_size"):
+        Buffers().empty((1 << 50,), np.float32)
+
+
+@pytest.mark.fault(48)
+def test_a_folder_of_pictures_holds_pictures(made: Path, tmp_path: Path) -> None:
+    path = copied(made, "plain", tmp_path)
+    signed(path, lambda data: data.update(format="folder", root="."))
+    with pytest.raises(DamagedError, match="one payload, a picture"):
+        streamkit.open(path)
+
+
+@pytest.mark.fault(90)
+def test_fields_that_share_chunks(tmp_path: Path) -> None:
+    values = np.arange(N * 2048, dtype=np.float32).reshape(N, 2048)
+    np.savez(tmp_path / "two.npz", x=values, z=-values)
+    path = reading.convert(tmp_path / "two.npz", tmp_path / "out", "hdf5", compression="gzip")
+    reading.alter_index(path, replaced("z.chunk", lambda t: t.column("x.chunk")))
+    assert held(path) == 4
 
 
 @pytest.mark.fault(49)

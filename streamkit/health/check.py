@@ -99,6 +99,8 @@ def verify(
         problems = list(check.quick() if quick else check.all())
         if full:
             problems += undecodable(folder, below, manifest, check.lost, check.entries, check.n_workers, max_pixels)
+    except DamagedError as error:  # of an index's texts, which are only read to name what they name
+        problems = [Problem(Path(str(error.path)).name, error.what)]
     except OSError as error:
         raise os_error(error, error.filename or folder) from error
     return Report(
@@ -138,9 +140,8 @@ class Check:
         self.n_workers = workers or len(os.sched_getaffinity(0))
         self.entries: dict[str, Entries | None] = {}
         self.lost: dict[str, np.ndarray] = {}
-        self.nbytes = 0
         self._beside = sum(len(split.shards) for split in manifest.splits.values()) < self.n_workers
-        self._lock = threading.Lock()
+        self.nbytes, self._lock = 0, threading.Lock()
         self._progress = progress
         self._tick: Progress | None = None
         self._files = {s.digest: s.file for split in manifest.splits.values() for s in split.shards}
@@ -263,8 +264,7 @@ class Check:
             where = broken or "; every payload is whole, the damage lies between them"
             yield Problem(shard.file, _digests(found, shard) + where)
         if entries is not None:
-            first = int(entries.starts[number])
-            reasons = _reasons(ranges, found, bad)
+            first, reasons = int(entries.starts[number]), _reasons(ranges, found, bad)
             for row in rows.tolist():
                 reason = reasons.get(row, "its chunk is damaged: the crc32c is not the chunk table's")
                 yield Problem(shard.file, reason, record=row - first, key=entries.key(row))
