@@ -88,7 +88,9 @@ class LooseFiles:
                     raise BadRange(i, f"the file has {size} bytes, the index says {lengths[i]}")
                 one = slice(i, i + 1)
                 try:
-                    native.read(fd, start, lengths[one], memory, places[one], None if crcs is None else crcs[one])
+                    native.read(
+                        np.array([fd]), start, lengths[one], memory, places[one], None if crcs is None else crcs[one]
+                    )
                 except BadRange as bad:
                     raise BadRange(i, bad.reason) from None
                 except OSError as error:

@@ -6,7 +6,7 @@ the system call; the copy sums while it copies, and writes large batches past th
 
     >>> memory = np.zeros(4, np.uint8)
     >>> with open(__file__, "rb") as file:
-    ...     read(file.fileno(), np.array([3]), np.array([3]), memory, np.array([1]), None)
+    ...     read(np.array([file.fileno()]), np.array([3]), np.array([3]), memory, np.array([1]), None)
     >>> bytes(memory)
     b'\\x00The'
 """
@@ -37,7 +37,7 @@ class BadRange(Exception):
         self.i, self.reason = i, reason
 
 
-_ABI = 3  # streamkit_abi() of the source that these calls are written for
+_ABI = 4  # streamkit_abi() of the source that these calls are written for
 
 
 def _load() -> Any:
@@ -51,7 +51,7 @@ def _load() -> Any:
             number: Any = ctypes.c_int64
             library.streamkit_read.restype = library.streamkit_copy.restype = number
             rest = [pointer, pointer, pointer, number, pointer, pointer, pointer, pointer]
-            library.streamkit_read.argtypes = [ctypes.c_int, number, *rest]
+            library.streamkit_read.argtypes = [pointer, number, *rest]
             library.streamkit_copy.argtypes = [number, *rest]
             library.streamkit_pass.restype = number
             library.streamkit_pass.argtypes = [ctypes.c_int, number, number, pointer, number, *[pointer] * 5]
@@ -88,13 +88,18 @@ def unmapper() -> Any:
 
 
 def read(
-    fd: int, offsets: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.NDArray[np.uint32] | None
+    fds: npt.NDArray[Any],
+    offsets: Ints,
+    lengths: Ints,
+    memory: Bytes,
+    places: Ints,
+    crcs: npt.NDArray[np.uint32] | None,
 ) -> None:
-    """Read ranges of an open file.
+    """Read ranges of open files.
 
     Args:
-        fd: descriptor.
-        offsets, lengths: of the ranges in the file [B], int64 (n,); ranges that touch are read in one call.
+        fds: descriptor of each range's file, integers (n,).
+        offsets, lengths: of the ranges in their files [B], int64 (n,); neighbours that touch are read in one call.
         memory: where the bytes go, uint8, contiguous.
         places: where each range begins in `memory` [B], int64 (n,).
         crcs: expected crc32c of each range, uint32 (n,); None to skip.
@@ -104,9 +109,11 @@ def read(
         OSError: the system refused.
     """
     if _library is None:
-        _read(fd, offsets.tolist(), lengths.tolist(), memory, places.tolist(), None if crcs is None else crcs.tolist())
+        sums = None if crcs is None else crcs.tolist()
+        _read(fds.tolist(), offsets.tolist(), lengths.tolist(), memory, places.tolist(), sums)
     else:
-        _call(functools.partial(_library.streamkit_read, fd), offsets, lengths, memory, places, crcs)
+        fds = np.ascontiguousarray(fds, np.int32)
+        _call(functools.partial(_library.streamkit_read, _at(fds)), offsets, lengths, memory, places, crcs)
 
 
 def copy(sources: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.NDArray[np.uint32] | None) -> None:
@@ -249,10 +256,10 @@ def _fail(i: int, reason: int, found: int, crcs: npt.NDArray[np.uint32] | None) 
 
 
 def _read(
-    fd: int, offsets: list[int], lengths: list[int], memory: Bytes, places: list[int], crcs: list[int] | None
+    fds: list[int], offsets: list[int], lengths: list[int], memory: Bytes, places: list[int], crcs: list[int] | None
 ) -> None:
     view = memoryview(memory)  # type: ignore[arg-type]
-    for i, (offset, length, place) in enumerate(zip(offsets, lengths, places, strict=True)):
+    for i, (fd, offset, length, place) in enumerate(zip(fds, offsets, lengths, places, strict=True)):
         if place < 0 or length < 0 or place + length > memory.nbytes:
             raise ValueError(_NO_ROOM)
         part = view[place : place + length]

@@ -198,7 +198,7 @@ static uint32_t copy_and_sum(char *to, const char *at, size_t n, int past_caches
 /* Raised whenever the arguments of a function here or in gather.c change, with native.py's: a library left over from an
  * older build is then passed over, instead of being called wrongly. */
 int streamkit_abi(void) {
-    return 3;
+    return 4;
 }
 
 /* 1 where this processor has the crc32c instruction. */
@@ -234,11 +234,11 @@ static int64_t first_without_room(int64_t n, const int64_t *lengths, int64_t mem
     return i;
 }
 
-/* Fill memory + places[i] with lengths[i] bytes from offsets[i] on, for all i < n; ranges that touch in the file are read
- * in one call. With crcs, each range's crc32c is compared while the bytes are still in the cache.
+/* Fill memory + places[i] with lengths[i] bytes of fds[i] from offsets[i] on, for all i < n; neighbours that touch in the
+ * file are read in one call. With crcs, each range's crc32c is compared while the bytes are still in the cache.
  *
  * Returns n, or the number of the first range that failed, and why in *reason; a wrong crc32c is in *found. */
-int64_t streamkit_read(int fd, int64_t n, const int64_t *offsets, const int64_t *lengths, char *memory,
+int64_t streamkit_read(const int32_t *fds, int64_t n, const int64_t *offsets, const int64_t *lengths, char *memory,
                        int64_t memory_nbytes, const int64_t *places, const uint32_t *crcs, int32_t *reason,
                        uint32_t *found) {
     struct iovec parts[MAX_IOV];
@@ -250,16 +250,16 @@ int64_t streamkit_read(int fd, int64_t n, const int64_t *offsets, const int64_t 
     i = 0;
     while (i < n) {
         int64_t j = i, end = offsets[i];
-        for (; j < n && j - i < MAX_IOV && offsets[j] == end; j++) {
+        for (; j < n && j - i < MAX_IOV && fds[j] == fds[i] && offsets[j] == end; j++) {
             parts[j - i].iov_base = memory + places[j];
             parts[j - i].iov_len = (size_t)lengths[j];
             end += lengths[j];
         }
-        ssize_t got = j == i + 1 ? pread(fd, parts[0].iov_base, parts[0].iov_len, offsets[i])
-                                 : preadv(fd, parts, (int)(j - i), offsets[i]);
+        ssize_t got = j == i + 1 ? pread(fds[i], parts[0].iov_base, parts[0].iov_len, offsets[i])
+                                 : preadv(fds[i], parts, (int)(j - i), offsets[i]);
         if (got != end - offsets[i]) { /* a signal, a limit of the kernel, an error or the end: range by range */
             for (int64_t k = i; k < j; k++) {
-                int failed = read_whole(fd, memory + places[k], lengths[k], offsets[k]);
+                int failed = read_whole(fds[k], memory + places[k], lengths[k], offsets[k]);
                 if (failed) {
                     *reason = failed;
                     return k;

@@ -31,13 +31,14 @@ from streamkit.guard import mend
 from streamkit.index import ADOPT_AGAIN, Index
 from streamkit.loose import LooseFiles
 from streamkit.manifest import Manifest
+from streamkit.mapped import Maps
 from streamkit.native import BadRange
 from streamkit.places import check, load_chunks
 from streamkit.readplan import ReadPlan
 from streamkit.remote.address import Address, place
 from streamkit.schema import Field
 from streamkit.splits import Split
-from streamkit.storage import Files, Maps, Part, available_memory
+from streamkit.storage import Files, Part, available_memory
 from streamkit.tables import index_columns, range_columns
 
 if TYPE_CHECKING:

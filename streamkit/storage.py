@@ -1,4 +1,4 @@
-"""Files of a folder: positional reads of checked ranges through few descriptors, or from where they are mapped.
+"""Files of a folder: positional reads of checked ranges through few descriptors.
 
 >>> import tempfile, pathlib
 >>> folder = pathlib.Path(tempfile.mkdtemp())
@@ -15,11 +15,12 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import sys
 import threading
-import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +30,14 @@ import numpy.typing as npt
 from streamkit import native
 from streamkit.atomic import os_error
 from streamkit.digest import file_digest
-from streamkit.errors import DamagedError, RefusedError
+from streamkit.errors import DamagedError, RefusedError, StreamkitError
 from streamkit.forking import anew_in_children
 from streamkit.guard import file_below, mend, regular_file
 from streamkit.native import BadRange
 
-MAX_OPEN = 32  # descriptors held by one Files; a dataset of 10,000 shards must work under `ulimit -n 64`
+# Descriptors held by one Files: FEW_OPEN, more while the process has half of `ulimit -n` to spare, never over a quarter of it
+# (10,000 shards must work under `ulimit -n 64`). A range of a file that must be opened again costs 40 us more.
+FEW_OPEN, MAX_OPEN = 32, 1024
 Ints = npt.NDArray[np.int64]
 
 
@@ -49,7 +52,7 @@ class Part(NamedTuple):
 
 
 class Files:
-    """The files of one folder by positional reads: at most MAX_OPEN descriptors, the least recently used closed first.
+    """The files of one folder by positional reads, through few descriptors: the least recently used is closed first.
 
     Safe in threads. A forked child drops what it inherited; pickle keeps the folder only.
 
@@ -68,6 +71,7 @@ class Files:
         self._lock = threading.Lock()
         self._fds: OrderedDict[str, int] = OrderedDict()
         self._in_use: dict[str, int] = {}
+        self._n_most = min(FEW_OPEN, _quarter())
 
     def read(
         self,
@@ -87,7 +91,7 @@ class Files:
         """
         with self._lease(name) as fd:
             try:
-                native.read(fd, offsets, lengths, memory, places, crcs)
+                native.read(np.full(len(offsets), fd), offsets, lengths, memory, places, crcs)
             except OSError as error:
                 raise os_error(error, self.root / name) from error
 
@@ -98,18 +102,49 @@ class Files:
             BadRange: a range is cut short or its crc32c differs, or its file is missing.
             ResourceError: the system refused to read it.
         """
-        first = 0
-        for part in parts:
+        first = done = 0
+        while done < len(parts):
+            fds = self._take_some(parts[done:], first)
+            some = parts[done : done + len(fds)]
             try:
-                self.read(part.name, part.offsets, part.lengths, memory, part.places, part.crcs)
+                _read_together(fds, some, memory)
             except BadRange as bad:
                 raise BadRange(first + bad.i, bad.reason) from None
-            except DamagedError as error:
-                raise BadRange(first, error.what) from None
-            first += len(part.offsets)
+            except OSError as error:
+                raise os_error(error, self.root / some[0].name if len(some) == 1 else self.root) from error
+            finally:
+                for part in some:
+                    self._give_back(part.name)
+            first += sum(len(part.offsets) for part in some)
+            done += len(some)
+
+    def _take_some(self, parts: Sequence[Part], first: int) -> list[int]:
+        """Descriptors of the first parts' files, as many as may be in use at once; of one at least. `first`: its number
+        in the BadRange for a file that is missing."""
+        fds: list[int] = []
+        for part in parts:
+            if fds and len(self._in_use) >= self._n_most:
+                break
+            try:
+                fds.append(self._take(part.name))
+            except StreamkitError as error:
+                if fds:  # its turn comes after theirs
+                    break
+                if isinstance(error, DamagedError):
+                    raise BadRange(first, error.what) from None
+                raise
+        return fds
 
     @contextmanager
     def _lease(self, name: str) -> Iterator[int]:
+        fd = self._take(name)
+        try:
+            yield fd
+        finally:
+            self._give_back(name)
+
+    def _take(self, name: str) -> int:
+        """The descriptor of a file, which stays open until it is given back."""
         with self._lock:
             fd = self._fds.pop(name, -1)
             if fd < 0:
@@ -117,18 +152,24 @@ class Files:
             self._fds[name] = fd
             self._in_use[name] = self._in_use.get(name, 0) + 1
             self._evict()
-        try:
-            yield fd
-        finally:
-            with self._lock:
-                if self._in_use[name] == 1:
-                    del self._in_use[name]
-                else:
-                    self._in_use[name] -= 1
+            return fd
+
+    def _give_back(self, name: str) -> None:
+        with self._lock:
+            if self._in_use[name] == 1:
+                del self._in_use[name]
+            else:
+                self._in_use[name] -= 1
 
     def _evict(self) -> None:
-        n_most = min(MAX_OPEN, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))  # several loaders at once
-        for name in list(self._fds)[: max(0, len(self._fds) - n_most)]:
+        """Close what is over the share, which grows while the process has descriptors to spare."""
+        if len(self._fds) <= self._n_most:
+            return
+        most = min(MAX_OPEN, _quarter())
+        if self._n_most < most and n_descriptors() + self._n_most <= 2 * _quarter():
+            self._n_most *= 2
+        self._n_most = min(self._n_most, most)
+        for name in list(islice(self._fds, max(0, len(self._fds) - self._n_most))):
             if name not in self._in_use:
                 os.close(self._fds.pop(name))
 
@@ -178,46 +219,25 @@ class Files:
         anew_in_children(self)
 
 
-class Maps:
-    """Files mapped into memory, for splits that stay in the page cache: no system call a range, and half the time.
-
-    The kernel drops mapped pages whenever it needs the room; they are no part of the process's anonymous memory.
-
-    Args:
-        files: where they lie.
-        names: the files, all mapped at once.
-
-    Raises:
-        OSError: they cannot be mapped.
-    """
-
-    def __init__(self, files: Files, names: Sequence[str]) -> None:
-        self._sizes = np.array([files.size(name) for name in names], np.int64)
-        self._bases = np.zeros(len(names), np.int64)
-        for i in np.flatnonzero(self._sizes).tolist():
-            with files._lease(names[i]) as fd:
-                self._bases[i] = native.map_file(fd, int(self._sizes[i]))
-        files.close()  # a map needs no descriptor
-        weakref.finalize(self, _unmap, native.unmapper(), self._bases, self._sizes).atexit = False
-
-    def read(
-        self,
-        numbers: Ints,
-        offsets: Ints,
-        lengths: Ints,
-        memory: npt.NDArray[np.uint8],
-        places: Ints,
-        crcs: npt.NDArray[np.uint32] | None,
-    ) -> None:
-        """Read ranges of the files with these numbers; the other arguments as `native.read`. The caller has checked
-        that no range leaves its file. Raises BadRange."""
-        native.copy(self._bases[numbers] + offsets, lengths, memory, places, crcs)
+def _read_together(fds: Sequence[int], parts: Sequence[Part], memory: npt.NDArray[np.uint8]) -> None:
+    """Read ranges of open files in one call: a batch has a row or two of each of hundreds of shards."""
+    of_ranges = np.repeat(np.array(fds, np.int32), [len(part.offsets) for part in parts])
+    offsets, lengths, places = (np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))
+    crcs = None if parts[0].crcs is None else np.concatenate([part.crcs for part in parts])
+    native.read(of_ranges, offsets, lengths, memory, places, crcs)
 
 
-def _unmap(unmap: Callable[[int, int], None], bases: Ints, sizes: Ints) -> None:
-    for base, size in zip(bases.tolist(), sizes.tolist(), strict=True):
-        if base:
-            unmap(base, size)
+def _quarter() -> int:
+    """Of the descriptors that the process may have, at least one."""
+    return max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+def n_descriptors() -> int:
+    """How many the process has open; more than it may have, where there is none left to look with."""
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return sys.maxsize
 
 
 def available_memory() -> int:

@@ -76,7 +76,7 @@ ROOMS = (
         "loader",
     )
     | {"lengths": "order", "shares": "order", "splits": "manifest", "tables": "index", "commands": "cli"}
-    | dict.fromkeys(("blocks", "cached", "chunks", "far", "loose", "places", "readplan"), "reader")
+    | dict.fromkeys(("blocks", "cached", "chunks", "far", "loose", "mapped", "places", "readplan"), "reader")
 )
 
 

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamkit import native
-from streamkit.storage import Files, Maps
+from streamkit.mapped import Maps
+from streamkit.storage import Files
 
 DATA = np.random.default_rng(0).integers(0, 256, 100_000, np.uint8)
 
@@ -38,11 +39,11 @@ def ranges(parts: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def by_c(fd: int, *arguments: object) -> None:
-    native.read(fd, *arguments)  # type: ignore[arg-type]
+    native.read(np.full(len(arguments[0]), fd), *arguments)  # type: ignore[arg-type]
 
 
 def by_python(fd: int, offsets, lengths, memory, places, crcs) -> None:  # type: ignore[no-untyped-def]
-    native._read(fd, offsets.tolist(), lengths.tolist(), memory, places.tolist(), crcs.tolist())
+    native._read([fd] * len(offsets), offsets.tolist(), lengths.tolist(), memory, places.tolist(), crcs.tolist())
 
 
 PARTS = st.lists(st.tuples(st.integers(0, 80_000), st.integers(0, 20_000)), min_size=1, max_size=20).map(sorted)
@@ -107,7 +108,9 @@ def test_nothing_is_written_outside_the_memory(file: Path) -> None:
     try:
         for places in ([-1], [1]):
             with pytest.raises(ValueError, match="leave the memory"):
-                native.read(fd, np.array([0]), np.array([10]), np.zeros(10, np.uint8), np.array(places), None)
+                native.read(
+                    np.array([fd]), np.array([0]), np.array([10]), np.zeros(10, np.uint8), np.array(places), None
+                )
     finally:
         os.close(fd)
 
@@ -119,7 +122,7 @@ def test_crc_of_the_c_code_is_crc32c(file: Path, start: int, length: int) -> Non
     offsets, lengths, places, crcs = ranges([(start, length)])
     fd = os.open(file, os.O_RDONLY)
     try:
-        native.read(fd, offsets, lengths, np.zeros(length, np.uint8), places, crcs)
+        native.read(np.array([fd]), offsets, lengths, np.zeros(length, np.uint8), places, crcs)
     finally:
         os.close(fd)
 
@@ -154,7 +157,8 @@ _CUT = """
 import os, sys
 import numpy as np
 from streamkit import native
-from streamkit.storage import Files, Maps
+from streamkit.mapped import Maps
+from streamkit.storage import Files
 maps = Maps(Files(sys.argv[1]), ["data.bin"])
 os.truncate(os.path.join(sys.argv[1], "data.bin"), 4096)
 memory = np.zeros(10, np.uint8)

@@ -20,11 +20,11 @@ import reading
 from reading import CODECS, FORMATS, stored
 
 import streamkit
-from streamkit import DamagedError, StreamkitError, native
+from streamkit import DamagedError, StreamkitError, native, storage
 from streamkit.codecs.array import decode_chunk
 from streamkit.reader import Reader
 from streamkit.readplan import ReadPlan
-from streamkit.storage import MAX_OPEN
+from streamkit.storage import FEW_OPEN
 
 N = 400
 
@@ -446,11 +446,57 @@ def test_descriptors_stay_few_and_go_with_the_reader(tmp_path: Path, how: str) -
     table = reading.numbered(tmp_path / "in", 100, width=64)
     out = reading.convert(table, tmp_path / "out", shard_size=256, compression="none")
     reader = reading.reader_of(out)
-    assert len(reader.split.shards) == 100 > MAX_OPEN
+    assert len(reader.split.shards) == 100
     stored(reader, "x", np.arange(100))
-    assert len(reading.descriptors_in(out)) <= MAX_OPEN and bool(reading.descriptors_in(out)) == (how != "mapped")
+    assert bool(reading.descriptors_in(out)) == (how != "mapped")
     del reader
     assert reading.settles(lambda: not reading.descriptors_in(out))
+
+
+@pytest.mark.fault(75)
+@pytest.mark.parametrize(
+    ("limit", "n_elsewhere", "n_most"), [(4096, 0, 100), (256, 0, 64), (64, 0, 16), (2, 0, 1), (4096, 4000, FEW_OPEN)]
+)
+@pytest.mark.parametrize("at_once", [True, False])
+def test_descriptors_are_a_share_of_what_may_be_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, n_elsewhere: int, n_most: int, at_once: bool
+) -> None:
+    names = [f"{i:03d}" for i in range(100)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(storage.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(storage, "n_descriptors", lambda: n_elsewhere)
+    files, memory = storage.Files(tmp_path), np.zeros(300, np.uint8)
+    one = np.ones(1, np.int64)
+    parts = [storage.Part(name, 0 * one, 3 * one, 3 * i * one, None) for i, name in enumerate(names)]
+    for some in [parts] if at_once else [[part] for part in parts]:
+        files.read_parts(some, memory)
+    assert bytes(memory) == "".join(names).encode()
+    assert len(reading.descriptors_in(tmp_path)) == n_most
+    files.close()
+
+
+def test_of_several_files_the_failing_range_is_named(tmp_path: Path) -> None:
+    """The number counts over all parts, also past many files that are opened."""
+    for i in range(80):
+        (tmp_path / f"{i}").write_bytes(bytes(4))
+    two, memory = np.arange(2), np.zeros(320, np.uint8)
+    parts = [storage.Part(f"{i}", 2 * two, 0 * two + 2, 4 * i + 2 * two, None) for i in range(80)]
+    files = storage.Files(tmp_path)
+    files.read_parts(parts, memory)
+    os.truncate(tmp_path / "70", 3)
+    with pytest.raises(native.BadRange, match="ends inside") as cut:
+        files.read_parts(parts, memory)
+    fresh = storage.Files(tmp_path)
+    (tmp_path / "50").unlink()
+    with pytest.raises(native.BadRange, match="missing") as missing:
+        fresh.read_parts(parts, memory)
+    assert (cut.value.i, missing.value.i) == (141, 100)
+    with pytest.raises(native.BadRange):
+        fresh.read_parts(parts[60:], memory)
+    files.close()
+    fresh.close()
+    assert not reading.descriptors_in(tmp_path)  # none is taken as in use for good
 
 
 @pytest.mark.fault(75)
