@@ -131,14 +131,13 @@ def test_measurements_are_no_pixels(mode: str) -> None:
 
 
 @pytest.mark.parametrize("xmp", [b"", b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'])
-@pytest.mark.parametrize("orientation", [None, 3])
-def test_orientation_as_pillow_finds_it(orientation: int | None, xmp: bytes) -> None:
-    """Where the EXIF block, as most cameras' programs leave one, does not say it, XMP may."""
-    exif = PIL.Image.Exif()
-    exif[0x0131] = "a program"
-    if orientation:
-        exif[0x0112] = orientation
-    data = encoded(picture(24, 33), "JPEG", exif=exif, xmp=xmp)
+@pytest.mark.parametrize("tags", [{}, {0x0131: "a program"}, {0x0131: "a program", 0x0112: 3}])
+@pytest.mark.parametrize("sides", [(24, 33), (240, 330)])
+def test_orientation_as_pillow_finds_it(tags: dict[int, Any], xmp: bytes, sides: tuple[int, int]) -> None:
+    """Where no EXIF block says it (most cameras' programs leave one), XMP may."""
+    exif, orientation = PIL.Image.Exif(), tags.get(0x0112)
+    exif.update(tags)
+    data = encoded(picture(*sides), "JPEG", xmp=xmp, **({"exif": exif} if tags else {}))
     with PIL.Image.open(io.BytesIO(data)) as opened:
         assert image.probe(data).orientation == opened.getexif().get(0x0112, 1) == (orientation or (6 if xmp else 1))
 
