@@ -13,6 +13,7 @@ from pathlib import Path
 import blake3
 import h5py
 import numpy as np
+import pyarrow as pa
 import pytest
 import reading
 from converting import ROOT, cli, digests, without_root_powers
@@ -234,6 +235,28 @@ def test_an_index_that_contradicts_its_shards(copied: Callable[[str], Path], lie
     reading.alter_index(path, reading.with_column(*LIES[lie]))
     report = streamkit.verify(path)
     assert not report.ok
+
+
+@pytest.mark.fault(90)
+@pytest.mark.parametrize("mode", [{}, {"full": True}], ids=["default", "full"])
+@pytest.mark.parametrize("keys", [b"\xff", b"k" * (1 << 20)], ids=["no UTF-8", "too large"])
+def test_keys_that_cannot_be_read_hide_no_damage(
+    copied: Callable[[str], Path], mode: dict[str, bool], keys: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is a problem, and every damaged record, too, without its key."""
+    monkeypatch.setattr("streamkit.index._TEXT_NBYTES", 1 << 20)
+    path = copied("table-tfrecord")
+    reading.alter_index(path, lambda table: table.set_column(0, "key", texts([keys] * table.num_rows)))
+    reading.flip(path / "train-00000.tfrecord", 60)
+    index, record = streamkit.verify(path, **mode).problems
+    assert (index.file, index.refused) == ("index-train.parquet", len(keys) > 1)
+    assert (record.file, record.record, record.key) == ("train-00000.tfrecord", 0, None)
+
+
+def texts(values: list[bytes]) -> pa.Array:
+    """An array that calls any bytes text."""
+    ends = np.cumsum([0, *map(len, values)]).astype(np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(ends), pa.py_buffer(b"".join(values)))
 
 
 @pytest.mark.fault(82)

@@ -95,12 +95,14 @@ def verify(
     except DamagedError as error:  # once, and not once a file
         return Report(str(folder), mode, problems=(Problem(str(error.path), error.what),), hint=error.hint)
     check = Check(folder, manifest, workers, progress, below, deep=full)
+    problems: list[Problem] = []
     try:
-        problems = list(check.quick() if quick else check.all())
+        problems.extend(check.quick() if quick else check.all())
         if full:
             problems += undecodable(folder, below, manifest, check.lost, check.entries, check.n_workers, max_pixels)
-    except DamagedError as error:  # of an index's texts, which are only read to name what they name
-        problems = [Problem(Path(str(error.path)).name, error.what)]
+    except (DamagedError, RefusedError) as error:  # of an index's texts, by which loose files are found
+        if (file := Path(str(error.path)).name) not in {problem.file for problem in problems}:
+            problems.append(Problem(file, error.what, refused=isinstance(error, RefusedError)))
     except OSError as error:
         raise os_error(error, error.filename or folder) from error
     return Report(
@@ -170,8 +172,7 @@ class Check:
             of_texts = pool.map(Entries.problems_of_texts, filter(None, self.entries.values()))
             of_shards = pool.map(lambda one: list(self._shard(*one)), shards)
             of_files = pool.map(lambda name: list(self._side_file(name)), self.manifest.files)
-            for found in chain(of_texts, of_shards, of_files):
-                yield from found
+            yield from chain.from_iterable(chain(of_texts, of_shards, of_files))
 
     def _open(self, split: Split) -> list[Problem]:
         self.entries[split.name], problems = open_entries(self.root, self.manifest, split)
@@ -293,8 +294,7 @@ def _reasons(ranges: ShardRanges, found: Scan, bad: np.ndarray) -> dict[int, str
     """Row -> what is wrong with its own range; rows of chunks are not told one by one."""
     out: dict[int, str] = {}
     for i in np.flatnonzero(bad).tolist():
-        if ranges.names[ranges.fields[i]] == CHUNKS:
-            continue
-        reason = f"crc32c is {found.crcs[i]:08x}, the index says {ranges.crcs[i]:08x}"
-        out[int(ranges.items[i])] = reason if found.read[i] else "the file ends before its last byte"
+        if ranges.names[ranges.fields[i]] != CHUNKS:
+            reason = f"crc32c is {found.crcs[i]:08x}, the index says {ranges.crcs[i]:08x}"
+            out[int(ranges.items[i])] = reason if found.read[i] else "the file ends before its last byte"
     return out

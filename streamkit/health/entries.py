@@ -122,11 +122,15 @@ class Entries:
                 hit |= np.isin(self.columns[f"{field.name}.chunk"][first:stop], chunks)
         return np.union1d(ranges.items[bad & ~is_chunk], np.flatnonzero(hit) + first)
 
-    def key(self, row: int) -> str:
-        """Key of a row."""
+    def key(self, row: int) -> str | None:
+        """Key of a row; None where the keys cannot be read, which `problems_of_texts` tells once for all rows."""
         if self._keys is None:
-            self._keys = self.index.table(["key"]).column("key")
-        return str(self._keys[row])
+            try:
+                self._keys = self.index.table(["key"]).column("key")
+            except (DamagedError, RefusedError):
+                self._keys = pa.nulls(self.index.n_rows)
+        key: str | None = self._keys[row].as_py()
+        return key
 
     def problems(self, manifest: Manifest) -> list[Problem]:
         """What in the tables contradicts the manifest or itself, though their digests are right."""
