@@ -388,6 +388,18 @@ def test_nothing_is_lost_where_only_the_framing_is_damaged(copied: Copied) -> No
     assert contents(path) == before and streamkit.verify(path).ok
 
 
+@pytest.mark.parametrize("column", ["shard", "key"])
+def test_drop_takes_no_index_whose_texts_are_wrong(copied: Copied, column: str) -> None:
+    """What it says of places is right; but keys that are there twice would be there twice afterwards."""
+    path = copied("table-tfrecord")
+    reading.alter_index(path, reading.with_column(column, lambda v: np.where(np.arange(len(v)) == 1, v[-1], v)))
+    before = digests(path)
+    assert "; --drop needs the index of train." in streamkit.verify(path).hint
+    with pytest.raises(DamagedError, match="the index of train cannot be used"):
+        streamkit.repair(path, drop=True)
+    assert {k: v for k, v in digests(path).items() if not k.startswith(".streamkit")} == before
+
+
 def test_drop_cannot_do_without_an_index_or_with_an_empty_split(copied: Copied) -> None:
     path = copied("table-tfrecord")
     reading.flip(path / "index-train.parquet", 60)

@@ -82,10 +82,10 @@ def _write_rest(
     splits: dict[str, Split] = {}
     lost: list[Problem] = []
     for name, split in manifest.splits.items():
-        if check.entries[name] is None:
-            tables = damaged_tables(split, damaged) or "the index"
+        tables = damaged_tables(split, damaged)
+        if tables or check.entries[name] is None:
             raise DamagedError(
-                f"{tables} of {name} cannot be used, and without that nobody knows the samples' keys and places",
+                f"{tables or 'the index'} of {name} cannot be used, and without that nobody knows the samples' keys and places",
                 path=root,
                 hint="Pass --source SRC: it can be made again from the source.",
             )
