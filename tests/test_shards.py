@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from streamkit.codecs import array as codec
+from streamkit.digest import file_digest
 from streamkit.errors import DamagedError, RefusedError
 from streamkit.schema import Field, Schema
 from streamkit.shards import Places, Record, shard_format
@@ -166,6 +168,26 @@ def test_many_records_and_many_bytes(format: str, tmp_path: Path) -> None:
         offsets, lengths = places.ranges[f"{name}.offset"].tolist(), places.ranges[f"{name}.length"].tolist()
         assert all(data[o : o + n] == r.payloads[name] for o, n, r in zip(offsets, lengths, records, strict=True))
     assert_same(shard_format(format).index_shard(path, schema), places)
+
+
+@pytest.mark.parametrize("short", [False, True])
+@both
+def test_one_large_record_among_many_small_ones(
+    format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: bool
+) -> None:
+    """More parts than a call takes and more bytes than are joined; and a disk that takes a part of each write."""
+    if short:
+        writev, pwritev = os.writev, os.pwritev
+        monkeypatch.setattr(os, "writev", lambda fd, parts: writev(fd, [bytes(memoryview(parts[0])[:1000])]))
+        monkeypatch.setattr(os, "pwritev", lambda fd, parts, at: pwritev(fd, [bytes(memoryview(parts[0])[:1000])], at))
+    schema = Schema((Field("a", "bytes", "uint8", (None,)),))
+    sizes = [100] * 700 + [3 << 20] + [5] * 700
+    records = [Record(str(i), {"a": bytes([i % 251]) * n}, {}, {}) for i, n in enumerate(sizes)]
+    path, places = write(format, tmp_path, schema, records)
+    assert_same(shard_format(format).index_shard(path, schema), places)
+    assert places.digest in ("", file_digest(path)) and bool(places.digest) == (format == "tfrecord")
+    data, offsets = path.read_bytes(), places.ranges["a.offset"].tolist()
+    assert all(data[o : o + n] == r.payloads["a"] for o, n, r in zip(offsets, sizes, records, strict=True))
 
 
 @both

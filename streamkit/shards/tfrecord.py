@@ -145,14 +145,14 @@ def _pieces(entries: Sequence[tuple[Field | None, bytes]], record: Record) -> li
 
 def _write(fd: int, parts: list[Any], hasher: blake3) -> None:
     """Hash bytes-likes and write them one behind the other: joined, unless they are so large that a copy is dear."""
-    wanted = sum(map(len, parts))
-    if wanted <= 2 * _FLUSH_NBYTES or len(parts) > _MAX_PARTS:
+    if sum(map(len, parts)) <= 2 * _FLUSH_NBYTES:
         parts = [b"".join(parts)]
     for part in parts:
         hasher.update(part)
-    done = os.writev(fd, parts)
-    if done < wanted:
-        rest = memoryview(b"".join(parts))[done:]
+    for start in range(0, len(parts), _MAX_PARTS):
+        some = parts[start : start + _MAX_PARTS]
+        done = os.writev(fd, some)
+        rest = memoryview(b"".join(some))[done:] if done < sum(map(len, some)) else b""
         while rest:  # a short write: when the disk is full, the next one raises
             rest = rest[os.write(fd, rest) :]
 
