@@ -379,6 +379,46 @@ def rows_of(path: Path) -> list[tuple[str, str]]:
     return list(zip(table.column("key").to_pylist(), table.column("shard").to_pylist(), strict=True))
 
 
+@pytest.mark.parametrize("format", ["tfrecord", "hdf5"])
+def test_drop_leaves_out_what_does_not_decode(tmp_path: Path, capsys: pytest.CaptureFixture[str], format: str) -> None:
+    """The bytes are the source's own, so that only dropping helps, as `verify --full` says."""
+    bad = {f"a/{i:02d}.png" for i in (1, 4, 9)}
+    pictures = {f"{'ab'[i > 11]}/{i:02d}.png": encoded(picture(20, 20, seed=i)) for i in range(24)}
+    source = write_files(tmp_path / "src", {k: v[: len(v) // 2] if k in bad else v for k, v in pictures.items()})
+    out = tmp_path / "out"
+    options: dict[str, Any] = {"format": format, "check": "header", "shard_size": 4000, "on_bad": "skip", "workers": 1}
+    assert not streamkit.convert(source, out, **options).skipped
+    report = streamkit.verify(out, full=True)
+    assert {p.key for p in report.problems} == bad
+    assert f"`streamkit repair {out} --drop`, or" in report.hint and "--check decode --on-bad skip" in report.hint
+    assert main(["repair", str(out), "--source", str(source), "--workers", "1"]) == 0
+    assert "are the source's own; --drop leaves them out" in capsys.readouterr().out
+    # One that is damaged besides, in another shard
+    row = next(r for r in streamkit.open(out).index("train").to_pylist()[::-1] if r["key"] not in bad)
+    reading.flip(out / row["shard"], row["image.offset"])
+    done = streamkit.repair(out, drop=True)
+    assert {p.key for p in done.lost} == bad | {row["key"]}
+    assert streamkit.verify(out, full=True).ok and len(contents(out)) == 24 - len(bad) - 1
+    listed = {item.key: item for item in skipped.read(out)}
+    assert set(listed) == bad | {row["key"]} and streamkit.open(out).skipped == len(listed)
+    assert {key for key, item in listed.items() if skipped.is_dropped(item)} == {row["key"]}
+    assert all("does not decode" in listed[key].reason for key in bad)
+    assert main(["repair", str(out), "--drop"]) == 0
+    assert "every sample decodes: nothing to do" in capsys.readouterr().out
+
+
+def test_where_nothing_decodes_only_converting_again_helps(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    source = write_files(tmp_path / "src", {f"a/{i}.png": encoded(picture(20, 20, seed=i))[:-300] for i in range(4)})
+    streamkit.convert(source, out, format="tfrecord", check="header", workers=1)
+    hint = streamkit.verify(out, full=True).hint
+    assert "`streamkit convert` again" in hint and "--drop needs some record of train that is whole" in hint
+    before = digests(out)
+    with pytest.raises(DamagedError, match="nothing is left of split 'train'"):
+        streamkit.repair(out, drop=True)
+    assert {k: v for k, v in digests(out).items() if not k.startswith(".streamkit")} == before
+
+
 def test_nothing_is_lost_where_only_the_framing_is_damaged(copied: Copied) -> None:
     path = copied("table-tfrecord")
     before = contents(path)

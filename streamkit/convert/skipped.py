@@ -36,6 +36,11 @@ def dropped_from(shard: str) -> str:
     return f"damaged in {shard}{_DROPPED}"
 
 
+def undecodable_in(shard: str, reason: str) -> str:
+    """Why a record is missing that `repair --drop` left out as its stored bytes, the item's own, do not decode."""
+    return f"does not decode in {shard}: {reason}"
+
+
 def is_dropped(item: BadItem) -> bool:
     """True for a record that `repair --drop` left out; its item may be whole."""
     return item.reason.endswith(_DROPPED)

@@ -96,10 +96,12 @@ def verify(
         return Report(str(folder), mode, problems=(Problem(str(error.path), error.what),), hint=error.hint)
     check = Check(folder, manifest, workers, progress, below, deep=full)
     problems: list[Problem] = []
+    undecoded: list[Problem] = []
     try:
         problems.extend(check.quick() if quick else check.all())
         if full:
-            problems += undecodable(folder, below, manifest, check.lost, check.entries, check.n_workers, max_pixels)
+            undecoded = undecodable(folder, below, manifest, check.lost, check.entries, check.n_workers, max_pixels)
+            problems += undecoded
     except (DamagedError, RefusedError) as error:  # of an index's texts, by which loose files are found
         if (file := Path(str(error.path)).name) not in {problem.file for problem in problems}:
             problems.append(Problem(file, error.what, refused=isinstance(error, RefusedError)))
@@ -113,7 +115,7 @@ def verify(
         nbytes=check.nbytes,
         problems=tuple(problems),
         seconds=time.perf_counter() - started,
-        hint=next_step(path, manifest, problems, check.lost) if problems else "",
+        hint=next_step(path, manifest, problems, check.lost, undecoded) if problems else "",
     )
 
 

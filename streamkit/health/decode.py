@@ -77,6 +77,23 @@ def undecodable(
     return out
 
 
+def with_undecodable(manifest: Manifest, lost: Mapping[str, Any], problems: Iterable[Problem]) -> dict[str, Ints]:
+    """Shard file -> rows of its split that are damaged (`lost`) or of which `problems` tells."""
+    rows: dict[str, list[int]] = {}
+    for problem in problems:
+        if problem.record is not None:
+            rows.setdefault(problem.file, []).append(problem.record)
+    out = dict(lost)
+    for split in manifest.splits.values():
+        start = 0
+        for shard in split.shards:
+            if shard.file in rows:
+                more = start + np.array(rows[shard.file], np.int64)
+                out[shard.file] = np.union1d(lost.get(shard.file, np.empty(0, np.int64)), more)
+            start += shard.samples
+    return out
+
+
 def _blocks(split: Split, lost: dict[str, Any]) -> Iterable[Ints]:
     start = 0
     for shard in split.shards:

@@ -1,7 +1,7 @@
 """`repair --drop`: the same dataset without its damaged records, made beside the old one and put in its place by renames.
 
 Whole shards are linked, not copied. A damaged one is written again of the records whose stored bytes still have their
-crc32c; everything else about them stands in the index. What is lost is listed in skipped.jsonl.
+crc32c, and decode; everything else about them stands in the index. What is lost is listed in skipped.jsonl.
 
 >>> import tempfile, streamkit
 >>> out = tempfile.mkdtemp() + "/out"
@@ -18,7 +18,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from streamkit.convert.swap import swap
 from streamkit.digest import file_digest
 from streamkit.errors import DamagedError
 from streamkit.health.check import Check
+from streamkit.health.decode import with_undecodable
 from streamkit.health.mending import damaged_tables
 from streamkit.health.report import Problem
 from streamkit.manifest import FILE_NAME, WORK_FOLDER, Manifest
@@ -53,9 +54,10 @@ Ints = npt.NDArray[np.int64]
 
 
 def without_damaged(
-    root: Path, manifest: Manifest, check: Check, damaged: set[str]
+    root: Path, manifest: Manifest, check: Check, damaged: set[str], undecoded: Sequence[Problem] = ()
 ) -> tuple[Manifest, tuple[Problem, ...]]:
-    """Put a dataset without the records that `check` found damaged in the place of the one at `root`.
+    """Put a dataset without the records that `check` found damaged, and those `undecoded`, in the place of the
+    one at `root`.
 
     Returns:
         Its manifest, and what was lost.
@@ -68,7 +70,7 @@ def without_damaged(
         shutil.rmtree(new)
     new.mkdir()
     with Lock(new) as lock:
-        rest, lost = _write_rest(root, new, manifest, check, damaged)
+        rest, lost = _write_rest(root, new, manifest, check, damaged, undecoded)
         swap(new, root)
         lock.remove(root)
     sync_folder(root)
@@ -76,11 +78,13 @@ def without_damaged(
 
 
 def _write_rest(
-    root: Path, new: Path, manifest: Manifest, check: Check, damaged: set[str]
+    root: Path, new: Path, manifest: Manifest, check: Check, damaged: set[str], undecoded: Sequence[Problem]
 ) -> tuple[Manifest, tuple[Problem, ...]]:
     """Write the dataset without its damaged records, the manifest last."""
     splits: dict[str, Split] = {}
     lost: list[Problem] = []
+    lost_rows = with_undecodable(manifest, check.lost, undecoded)
+    reasons = {(p.file, p.record): skipped.undecodable_in(p.file, p.reason) for p in undecoded}
     for name, split in manifest.splits.items():
         tables = damaged_tables(split, damaged)
         if tables or check.entries[name] is None:
@@ -89,7 +93,7 @@ def _write_rest(
                 path=root,
                 hint="Pass --source SRC: it can be made again from the source.",
             )
-        writer = _Rest(root, new, manifest, split, check.lost)
+        writer = _Rest(root, new, manifest, split, lost_rows, reasons)
         splits[name] = writer.write(damaged)
         lost += writer.lost
     statistics = _statistics(new, manifest, splits)
@@ -138,8 +142,17 @@ class _Kept:
 class _Rest:
     """Writes what is left of one split into the new folder."""
 
-    def __init__(self, root: Path, new: Path, manifest: Manifest, split: Split, lost_rows: dict[str, Ints]) -> None:
-        self.root, self.new, self.manifest, self.split, self.lost_rows = root, new, manifest, split, lost_rows
+    def __init__(
+        self,
+        root: Path,
+        new: Path,
+        manifest: Manifest,
+        split: Split,
+        lost_rows: Mapping[str, Ints],
+        reasons: Mapping[tuple[str, int | None], str],
+    ) -> None:
+        self.root, self.new, self.manifest, self.split = root, new, manifest, split
+        self.lost_rows, self.reasons = lost_rows, reasons
         self.format = shard_format(manifest.format)
         self.reader = Reader(root, manifest, split, manifest.schema.payloads, lenient=True)
         self.payloads = Payloads(self.reader)
@@ -158,7 +171,9 @@ class _Rest:
         self.reader.files.close()
         if not kept:
             raise DamagedError(
-                f"nothing is left of split {self.split.name!r}", path=self.root, hint="Pass --source SRC instead."
+                f"nothing is left of split {self.split.name!r}",
+                path=self.root,
+                hint="Pass --source SRC instead, or convert again.",
             )
         with replacing(self.new / self.split.index) as path:
             index.write(path, self._tables(kept))
@@ -202,7 +217,7 @@ class _Rest:
         first, stop = (int(n) for n in self.reader.shard_starts[number : number + 2])
         lost = np.isin(np.arange(first, stop), self.lost_rows.get(old.file, np.empty(0, np.int64)))
         for row in (np.flatnonzero(lost) + first).tolist():
-            reason = skipped.dropped_from(old.file)
+            reason = self.reasons.get((old.file, row - first), skipped.dropped_from(old.file))
             self.lost.append(Problem(old.file, reason, row - first, self.reader.index.key(row)))
         if lost.all():
             return None

@@ -35,6 +35,7 @@ from streamkit.convert.writing import Writing
 from streamkit.digest import file_digest
 from streamkit.errors import DamagedError, SourceError, UsageError
 from streamkit.health.check import Check, Progress
+from streamkit.health.decode import undecodable
 from streamkit.health.drop import without_damaged
 from streamkit.health.grown import check_tables, plan_there
 from streamkit.health.origin import items_again, options_of
@@ -60,6 +61,7 @@ class Repair:
         n_samples: samples in it now.
         seconds: wall time [s].
         aside: new names of folders that lay in a file's place.
+        decoded: whether every payload was decoded as well (with drop only).
     """
 
     out: str
@@ -69,6 +71,7 @@ class Repair:
     n_samples: int
     seconds: float
     aside: tuple[str, ...] = ()
+    decoded: bool = False
 
 
 def repair(
@@ -88,8 +91,8 @@ def repair(
         source: what it was converted from: exactly the damaged shards and files are written again, byte for byte as they
             were.
         labels, masks: what the conversion had beside the source, if it had.
-        drop: instead, write a valid dataset without the damaged records, in the old one's place. They are listed in
-            skipped.jsonl.
+        drop: instead, write a valid dataset without the damaged records and those that do not decode (every payload is
+            decoded to find them), in the old one's place. They are listed in skipped.jsonl.
         workers: processes; None takes one a core.
         progress: called with the number of items to be written, returns what is told of items done.
 
@@ -115,6 +118,8 @@ def repair(
             try:
                 check = Check(root, manifest, workers)
                 problems = tuple(check.all())
+                undecoded = _undecoded(root, manifest, check) if drop else ()
+                problems += undecoded
                 damaged = tuple(dict.fromkeys(problem.file for problem in problems))
                 lost: tuple[Problem, ...] = ()
                 aside: tuple[str, ...] = ()
@@ -124,7 +129,7 @@ def repair(
                     again.write()
                     aside = again.aside
                 elif damaged:
-                    manifest, lost = without_damaged(root, manifest, check, set(damaged))
+                    manifest, lost = without_damaged(root, manifest, check, set(damaged), undecoded)
             finally:
                 if lock.is_here():  # it goes with the old folder where a new one took its place
                     lock.remove()
@@ -132,7 +137,13 @@ def repair(
     except OSError as error:
         raise os_error(error, error.filename or root) from error
     n_samples = sum(split.samples for split in manifest.splits.values())
-    return Repair(str(path), problems, damaged, lost, n_samples, time.perf_counter() - started, aside)
+    return Repair(str(path), problems, damaged, lost, n_samples, time.perf_counter() - started, aside, drop)
+
+
+def _undecoded(root: Path, manifest: Manifest, check: Check) -> tuple[Problem, ...]:
+    """What `verify --full` finds beyond `check`, but for what is refused for its size: another limit may let it in."""
+    found = undecodable(root, root, manifest, check.lost, check.entries, check.n_workers)
+    return tuple(problem for problem in found if not problem.refused)
 
 
 class _Again:

@@ -85,7 +85,12 @@ def repair_text(repair: Repair) -> str:
     """What a repair did, in a line and a table."""
     out = one_line(repair.out)
     if not repair.problems:
-        return f"{out} is whole: nothing to do."
+        if repair.decoded:
+            return f"{out} is whole, and every sample decodes: nothing to do."
+        return (
+            f"{out} holds the bytes that were written: nothing to do. Samples that do not decode (`streamkit verify --full`) "
+            "are the source's own; --drop leaves them out."
+        )
     n = len(repair.rewritten)
     head = f"{out} is whole again: {n} file{'s' * (n != 1)} mended ({', '.join(map(one_line, repair.rewritten[:3]))}"
     head += f" and {n - 3} more), " if n > 3 else "), "
