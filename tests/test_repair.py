@@ -193,6 +193,7 @@ def test_a_dropped_record_is_not_forgotten_and_append_brings_it_back(tmp_path: P
     assert "is finished, without the 1 record that repair dropped; --append converts" in as_text(report)
     assert streamkit.convert(source, out, append=True, **options).n_added == 1
     assert streamkit.open(out).skipped == 0 and len(contents(out)) == 5
+    assert not (out / "skipped.jsonl").exists()
     assert "finished and unchanged" in as_text(streamkit.convert(source, out, **options))
 
 

@@ -113,6 +113,8 @@ def publish(
             (out / shard.file).unlink(missing_ok=True)  # every item of it was skipped
     journal.remove_strays({shard.file for shard in plan.shards})
     write_atomic(out / FILE_NAME, manifest.dump().encode())
+    if before is not None and before.manifest.skipped and not bad:
+        (out / skipped.FILE_NAME).unlink(missing_ok=True)  # not before: an append that is killed reads it again
     sync_folder(out)
     return manifest
 
