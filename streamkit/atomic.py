@@ -84,6 +84,21 @@ def os_error(error: OSError, path: str | os.PathLike[str]) -> StreamkitError:
     return ResourceError(what, path=path, hint=hint)
 
 
+def raise_refusal(error: BaseException, path: str | os.PathLike[str]) -> None:
+    """Raise what the system refused: it tells nothing of the file. A file that is missing, a disk that fails and what Arrow
+    says of contents, an OSError without a number, do; nothing is raised then.
+
+    >>> for number in (errno.EIO, errno.EMFILE):
+    ...     try:
+    ...         raise_refusal(OSError(number, ""), "a.parquet")
+    ...     except ResourceError as error:
+    ...         print(error)
+    a.parquet: too many open files. Raise the limit (ulimit -n).
+    """
+    if isinstance(error, OSError) and error.errno not in (None, 0, errno.ENOENT, errno.EIO):
+        raise os_error(error, path) from error
+
+
 def _full(path: Path) -> str | None:
     """What a full device lacks, and how much is left."""
     there = next((folder for folder in path.absolute().parents if folder.exists()), None)

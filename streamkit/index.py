@@ -31,7 +31,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from streamkit.atomic import os_error
+from streamkit.atomic import raise_refusal
 from streamkit.digest import file_digest
 from streamkit.errors import DamagedError, RefusedError, UsageError
 from streamkit.guard import mend, regular_file
@@ -90,6 +90,7 @@ class Index:
 
     Raises:
         DamagedError: missing, altered, or of another length.
+        ResourceError: the system does not open it, as for want of permission, descriptors or memory.
         RemoteError: a server that does not give it.
     """
 
@@ -111,9 +112,8 @@ class Index:
             file = pq.ParquetFile(self.file)
         except FileNotFoundError:
             raise DamagedError(f"{called} is missing", path=path, hint=mend(self.path.parent)) from None
-        except PermissionError as error:
-            raise os_error(error, path) from error
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last of a column's name
+            raise_refusal(error, path)
             raise DamagedError(f"{called} cannot be read: {error}", path=path, hint=mend(self.path.parent)) from None
         self.n_rows: int = file.metadata.num_rows if n_rows is None else n_rows
         if file.metadata.num_rows != self.n_rows:
@@ -164,8 +164,8 @@ class Index:
             return out
         self._check_texts(names)
         at = 0
-        file = pq.ParquetFile(self.file)
         with self._reading():
+            file = pq.ParquetFile(self.file)
             for batch in file.iter_batches(batch_size=1 << 16, columns=list(names), use_threads=False):
                 for name in names:
                     if _has_holes(batch.column(name)):
@@ -181,7 +181,8 @@ class Index:
     def key(self, row: int) -> str:
         """Key of one row, for messages; reads only its row group."""
         self._check_texts(["key"])
-        file = pq.ParquetFile(self.file)
+        with self._reading():
+            file = pq.ParquetFile(self.file)
         for group in range(self._n_row_groups):
             n = file.metadata.row_group(group).num_rows
             if row < n:
@@ -215,6 +216,7 @@ class Index:
             what = f"{self.called} has {self.n_rows} rows, which memory does not hold"
             raise RefusedError(what, path=self.path) from None
         except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+            raise_refusal(error, self.path)
             what = f"{self.called} cannot be read: {error}"
             raise DamagedError(what, path=self.path, hint=mend(self.path.parent)) from None
 
@@ -222,7 +224,9 @@ class Index:
         """RefusedError where text would take far more memory than the file."""
         limit = max(_TEXT_NBYTES, RATIO * os.stat(self.file).st_size)
         for name in self._texts.intersection(names):
-            if large_text(str(self.file), name, limit):
+            with self._reading():
+                large = large_text(str(self.file), name, limit)
+            if large:
                 raise RefusedError(f"column {name!r} takes over {limit} bytes of text, the limit here", path=self.path)
             self._texts.discard(name)  # looked at once
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import blake3
 import h5py
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import reading
 from converting import ROOT, cli, digests, without_root_powers
@@ -23,9 +28,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streamkit
-from streamkit import DamagedError, UsageError, native
+from streamkit import DamagedError, ResourceError, UsageError, native
 from streamkit.cli import main
 from streamkit.health import Report, scan
+from streamkit.index import Index
 from streamkit.manifest import Manifest
 from streamkit.strict import canonical
 
@@ -192,6 +198,66 @@ def test_pictures_that_do_not_decode_are_found_by_full_only(copied: Callable[[st
     assert streamkit.verify(path).ok
     (picture,) = streamkit.verify(path, full=True).problems
     assert picture.key == row["key"] and "JPEG" in picture.reason
+
+
+@pytest.fixture
+def n_descriptors() -> Iterator[Callable[[int], None]]:
+    """Leaves this process so many descriptors, for real, until the test ends."""
+    held: list[int] = []
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1024, limits[1]), limits[1]))
+
+    def leave(n: int) -> None:
+        with suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        for _ in range(n):
+            os.close(held.pop())
+
+    try:
+        yield leave
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@pytest.mark.parametrize("digest", [True, False], ids=["by digest", "by Arrow"])
+def test_out_of_descriptors_is_no_damage_of_an_index(
+    datasets: Path, n_descriptors: Callable[[int], None], digest: bool
+) -> None:
+    split = streamkit.open(datasets / "table-tfrecord").splits["train"]
+    path = datasets / "table-tfrecord" / split.index
+    index = Index(path, split.samples)
+    n_descriptors(0)
+    with pytest.raises(ResourceError, match="too many open files"):
+        Index(path, split.samples, split.index_digest if digest else None)
+    for read in (lambda: index.load(["key"]), lambda: index.key(0), index.table, lambda: list(index.texts("key"))):
+        with pytest.raises(ResourceError, match="too many open files"):
+            read()
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENOMEM, errno.EACCES, errno.EIO, None])
+@pytest.mark.parametrize("late", [False, True], ids=["numbers", "texts"])
+def test_what_the_system_refuses_of_an_index_is_no_damage(
+    datasets: Path, monkeypatch: pytest.MonkeyPatch, number: int | None, late: bool
+) -> None:
+    """But a disk that fails is, and what Arrow says of contents, without a number."""
+    path = datasets / "table-tfrecord"
+    error = OSError("Parquet magic bytes not found") if number is None else OSError(number, os.strerror(number))
+    real = pq.ParquetFile
+
+    def refuse(*args: Any, **options: Any) -> pq.ParquetFile:
+        if bool(options) is late:  # texts are read as dictionaries
+            raise error
+        return real(*args, **options)
+
+    monkeypatch.setattr(pq, "ParquetFile", refuse)
+    if number in (errno.EIO, None):
+        assert set(files_of(streamkit.verify(path))) == {split.index for split in streamkit.open(path).splits.values()}
+    else:
+        with pytest.raises(ResourceError):
+            streamkit.verify(path)
 
 
 def forge_digests(path: Path) -> None:

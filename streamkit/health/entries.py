@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from streamkit.atomic import raise_refusal
 from streamkit.errors import DamagedError, RefusedError, RemoteError, ResourceError, StreamkitError, UsageError
 from streamkit.health.report import Problem
 from streamkit.index import Index
@@ -147,6 +148,7 @@ class Entries:
         except (DamagedError, RefusedError) as error:
             found.append(Problem(self.split.index, error.what, refused=isinstance(error, RefusedError)))
         except (pa.ArrowException, OSError, ValueError) as error:
+            raise_refusal(error, self.root / self.split.index)
             found.append(Problem(self.split.index, f"cannot be read: {error}"))
         return found
 
@@ -163,9 +165,12 @@ class Entries:
         their bytes."""
         try:
             return self._shards_named() + self._repeated_keys()
+        except (RemoteError, ResourceError):
+            raise
         except StreamkitError as error:
             return [Problem(self.split.index, error.what, refused=isinstance(error, RefusedError))]
         except (pa.ArrowException, OSError, ValueError) as error:
+            raise_refusal(error, self.root / self.split.index)
             return [Problem(self.split.index, f"cannot be read: {error}")]
 
     def _repeated_keys(self) -> list[Problem]:
