@@ -95,8 +95,7 @@ def verify(
     except DamagedError as error:  # once, and not once a file
         return Report(str(folder), mode, problems=(Problem(str(error.path), error.what),), hint=error.hint)
     check = Check(folder, manifest, workers, progress, below, deep=full)
-    problems: list[Problem] = []
-    undecoded: list[Problem] = []
+    problems, undecoded = list[Problem](), list[Problem]()
     try:
         problems.extend(check.quick() if quick else check.all())
         if full:
@@ -255,8 +254,7 @@ class Check:
         bad = ~found.read | (found.crcs != ranges.crcs)
         if same and not bad.any() and not wrong:
             return
-        rows = every_row if entries is None else entries.rows_of(number, ranges, bad)
-        self.lost[shard.file] = rows
+        rows = self.lost[shard.file] = every_row if entries is None else entries.rows_of(number, ranges, bad)
         if found.error:
             yield Problem(shard.file, found.error)
         elif not same and found.digest in self._files:

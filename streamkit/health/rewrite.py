@@ -88,8 +88,7 @@ def repair(
 
     Args:
         path: the dataset's folder.
-        source: what it was converted from: exactly the damaged shards and files are written again, byte for byte as they
-            were.
+        source: what it was converted from: exactly what is damaged is written again, byte for byte as it was.
         labels, masks: what the conversion had beside the source, if it had.
         drop: instead, write a valid dataset without the damaged records and those that do not decode (every payload is
             decoded to find them), in the old one's place. They are listed in skipped.jsonl.
@@ -143,7 +142,7 @@ def repair(
 def _undecoded(root: Path, manifest: Manifest, check: Check) -> tuple[Problem, ...]:
     """What `verify --full` finds beyond `check`, but for what is refused for its size: another limit may let it in."""
     found = undecodable(root, root, manifest, check.lost, check.entries, check.n_workers)
-    return tuple(problem for problem in found if not problem.refused)
+    return tuple(p for p in found if not p.refused)
 
 
 class _Again:
