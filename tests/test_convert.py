@@ -865,6 +865,31 @@ def test_another_source_is_another_dataset(tmp_path: Path) -> None:
         convert(source, tmp_path / "out", "tfrecord")
 
 
+@pytest.mark.parametrize("change", ["added", "changed", "changed and added", "gone", "gone and added", "options too"])
+@pytest.mark.parametrize("left_out", [False, True])
+def test_what_became_of_the_source_tells_what_to_do(tmp_path: Path, change: str, left_out: bool) -> None:
+    """--append comes first where items were only added, and is not named where it could add none: bad ones may be mended."""
+    source, out = class_folders(tmp_path / "src", {"a": 4}), tmp_path / "out"
+    if left_out:
+        write_files(source, {"a/bad.png": encoded(noise(9, 9))[:60], "a/empty.jpg": b""})
+    convert(source, out, "tfrecord", on_bad="skip")
+    first = sorted(source.rglob("*.*"))[0]
+    if "added" in change or change == "options too":
+        write_files(source, {"a/new.jpg": encoded(noise(4, 4), "JPEG")})
+    if "changed" in change:
+        first.write_bytes(encoded(noise(7, 7), "JPEG"))
+    if "gone" in change:
+        first.unlink()
+    with pytest.raises(UsageError, match="source has changed") as caught:
+        convert(source, out, "tfrecord", seed=change == "options too")
+    hint = caught.value.hint
+    assert "--overwrite" in hint
+    assert ("--append" in hint) == ("added" in change or (left_out and "options" not in change))
+    assert hint.startswith("Pass --append to add the new items") == (change == "added")
+    if "added" in change:
+        assert convert(source, out, "tfrecord", append=True, on_bad="skip").n_added == 1
+
+
 @pytest.mark.parametrize("append", [False, True])
 def test_an_unfinished_conversion_is_of_its_own_source(tmp_path: Path, append: bool, capsys: Any) -> None:
     """Another one is refused and deletes nothing; the same goes on when it was mended, and when it was moved."""

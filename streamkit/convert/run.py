@@ -194,7 +194,7 @@ def _convert(survey: Survey, way: Way, dry_run: bool) -> Report:
         return nothing_new(survey.before, survey.n_items, listing.notices)
     if len(listing) == 0:
         raise SourceError("no item to convert", path=survey.src)
-    done = None if dry_run or way.append else already_there(final, survey.options, survey.facts, way.overwrite)
+    done = None if dry_run or way.append else already_there(final, survey.options, survey.facts, listing, way.overwrite)
     if done is not None:
         if (final / WORK_FOLDER).exists():  # a converter was killed between its manifest and its end
             with Journal(final, survey.options.to_json(), anew=True) as journal:
@@ -232,7 +232,7 @@ def _write(survey: Survey, planned: Planned, way: Way, report: Report, target: P
     made_of = {"path": path, "fingerprint": survey.facts["fingerprint"]}
     with way.open() as executor, Journal(target, identity, way.overwrite, made_of) as journal:
         # Again: another converter may just have ended.
-        done = None if way.append else already_there(final, options, survey.facts, way.overwrite)
+        done = None if way.append else already_there(final, options, survey.facts, survey.items.listing, way.overwrite)
         if done is not None:
             journal.remove()
             return _there(survey, done, way)
