@@ -21,6 +21,7 @@ import reading
 from converting import class_folders, digests, encoded, example, picture, python, write_files, write_records
 from hypothesis import given
 from hypothesis import strategies as st
+from test_bad_input import bomb
 
 import streamkit
 import streamkit.native
@@ -497,10 +498,16 @@ def test_split_folders_and_odd_names(tmp_path: Path) -> None:
 
 def test_bad_pictures_are_all_named(tmp_path: Path) -> None:
     source = class_folders(tmp_path / "src", {"a": 3})
-    write_files(source, {"a/empty.jpg": b"", "a/html.png": b"<html>", "a/text.jpg": b"hello"})
-    with pytest.raises(SourceError, match="3 of 6 items") as caught:
+    files = {"a/bomb.png": bomb(10_000, 10_000), "a/empty.jpg": b"", "a/html.png": b"<html>", "a/text.jpg": b"hello"}
+    write_files(source, files)
+    with pytest.raises(SourceError, match="4 of 7 items") as caught:
         adopt(source, tmp_path / "out")
-    assert [key for key, _ in caught.value.bad] == ["a/empty.jpg", "a/html.png", "a/text.jpg"]
+    assert [key for key, _ in caught.value.bad] == sorted(files)
+    assert dict(caught.value.bad)["a/bomb.png"] == "more than 64000000 pixels"  # `index` has no --max-pixels
+    assert caught.value.hint.startswith(
+        "Nothing was published. Mend or remove them and run it again, or use `streamkit c"
+    )
+    assert "pass --on-bad" not in str(caught.value)
 
 
 @pytest.mark.parametrize("harm", ["gone", "longer", "flipped", "link"])

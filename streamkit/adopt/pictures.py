@@ -29,6 +29,8 @@ from streamkit.sources.folder import ImageFolder
 from streamkit.sources.listing import BadItem, Ints, Listing
 from streamkit.sources.splits import SplitFolders
 
+OTHERWISE = "use `streamkit convert`: its --on-bad skip leaves them out, its --max-pixels takes larger pictures"
+
 
 def adopt_pictures(
     source: ImageFolder | SplitFolders, listing: Listing | None = None, tick: Callable[[int], None] | None = None
@@ -55,7 +57,7 @@ def adopt_pictures(
         if rows.size:
             parts.append(_part(source, listing, split, rows, bad, tick))
     if bad:
-        raise bad_items(tuple(sorted(bad)), len(listing) + len(listing.bad))
+        raise bad_items(tuple(sorted(bad)), len(listing) + len(listing.bad), OTHERWISE)
     return list(listing.schema), parts
 
 
@@ -81,8 +83,11 @@ def _part(
         data = sample.payloads["image"]
         try:
             info = image.probe(data)
+        except image.RefusedImage:  # whose own text names an option of other commands
+            bad.append(BadItem(keys[i], f"more than {image.MAX_PIXELS} pixels", refused=True))
+            continue
         except image.BadImage as error:
-            bad.append(BadItem(keys[i], str(error), error.refused))
+            bad.append(BadItem(keys[i], str(error)))
             continue
         crcs[i], lengths[i] = crc32c(data), len(data)
         for name, fact in zip(IMAGE_FACTS, info[1:], strict=True):

@@ -68,7 +68,7 @@ class Writing:
             known = known_copies(self.before, self.plan, parts, self.journal)
             copies = sorted({copy.key: copy for copy in (*copies, *known)}.values())
         if copies and self.options.on_duplicate == "fail":
-            raise bad_items([copy.as_bad() for copy in copies], self._n_items, "--on-duplicate drop")
+            raise bad_items([copy.as_bad() for copy in copies], self._n_items, "pass --on-duplicate drop")
         if copies and self.options.on_duplicate == "drop":
             parts |= self._without(copies)
         self._check_splits(parts)
@@ -137,22 +137,22 @@ class Writing:
 
 
 def bad_items(
-    bad: Sequence[BadItem], n_items: int, otherwise: str = "--on-bad skip or quarantine", there: bool = False
+    bad: Sequence[BadItem], n_items: int, otherwise: str = "pass --on-bad skip or quarantine", there: bool = False
 ) -> SourceError:
-    """The error that ends a conversion under --on-bad fail; `.bad` lists every item.
+    """The error that ends a conversion under --on-bad fail, or an adoption; `.bad` lists every item.
 
     Args:
         bad: the items.
         n_items: items of the source.
-        otherwise: what takes them.
+        otherwise: what can be done without mending them.
         there: the dataset lies there without them.
     """
     bad = sorted(bad)
     first = "; ".join(f"{b.key}: {b.reason}" for b in bad[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
-    hint = f"Nothing was published. Mend or remove them and run it again, or pass {otherwise}."
+    hint = f"Nothing was published. Mend or remove them and run it again, or {otherwise}."
     if there:
-        hint = f"The dataset is there without them. Mend them and pass --overwrite, or pass {otherwise}."
+        hint = f"The dataset is there without them. Mend them and pass --overwrite, or {otherwise}."
     error = SourceError(f"{len(bad)} of {n_items} items cannot be converted ({first}{more})", hint=hint)
     error.bad = tuple((b.key, b.reason) for b in bad)
     return error
