@@ -370,6 +370,20 @@ def test_rows_without_items_and_items_without_rows(flat: Path, tmp_path: Path) -
     assert report.manifest is not None and report.manifest.skipped == 2
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_label_file_that_names_no_item_has_one_cause(flat: Path, tmp_path: Path, separator: str) -> None:
+    """One error that shows what was compared; where the header holds another separator, it is that."""
+    labels = as_csv(ROWS, tmp_path / "labels.csv", separator)
+    with pytest.raises(SourceError, match="no row names an item of the source") as caught:
+        convert(flat, tmp_path / "out", labels=labels, on_bad="skip")
+    shown = labels.read_text().splitlines()[:2]
+    assert all(repr(text) in caught.value.what for text in (*shown, "0.jpg")), caught.value.what
+    assert f"The separator may be {separator!r}" in caught.value.hint
+    other = as_csv([{**row, "file": f"x{row['file']}"} for row in ROWS], labels)
+    with pytest.raises(SourceError, match=r"column 'file' names 'x0.jpg', and an item is '0.jpg'\. Name items by"):
+        convert(flat, tmp_path / "out", labels=other)
+
+
 def test_how_names_are_matched(tmp_path: Path) -> None:
     keys = ["a/1.jpg", "a/2.png", "b/1.jpg", "b/c/3.jpg", "b/c/4.jpg", "b/c/4.png"]
     beside = {"../img/a/1.jpg": "a/1.jpg"}

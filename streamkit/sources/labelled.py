@@ -1,7 +1,8 @@
 """A source with a label file beside it: each item gets the fields of its row, or of its rows.
 
 One row an item makes columns; several rows, or boxes, make variable-length fields `objects/NAME`. Lists in JSON Lines and
-Parquet make array fields. A row without its item and an item without a row are bad items.
+Parquet make array fields. A row without its item and an item without a row are bad items; where no row has its item, the
+label file is wrong.
 
     >>> match(["b", "a.jpg", "c.jpg"], ["x/a.jpg", "x/b.png"], lambda name: None).tolist()
     [1, 0, -1]
@@ -18,6 +19,7 @@ import blake3
 import numpy as np
 import pyarrow as pa
 
+from streamkit.errors import SourceError
 from streamkit.schema import Schema
 from streamkit.sources.annotations import SIDES
 from streamkit.sources.fields import CLASS_NAMES, Column, columns_of, free_name, grouped, reserved
@@ -49,6 +51,7 @@ class Labelled:
     def listing(self) -> Listing:
         found, labels = self.source.listing(), self.labels or read_labels(Path(self.path))
         item_of = match(labels.files, found.keys, self._beside)
+        self._check_some(labels, item_of, found)
         bad = list(_unmatched(labels, item_of, found))
         rows = np.flatnonzero(item_of >= 0)
         rows = rows[np.argsort(item_of[rows], kind="stable")]  # an item's rows together, items as listed
@@ -62,6 +65,16 @@ class Labelled:
             table = grouped(table, offsets, (*PER_PICTURE, self.group_by or ""), found.keys, labels.name)
         columns, notices = columns_of(table, labels.name)
         return with_columns(replace(found, notices=(*found.notices, *labels.notices, *notices)), columns, labels.name)
+
+    def _check_some(self, labels: Labels, item_of: Ints, found: Listing) -> None:
+        """Raise SourceError where no row names any item: that has one cause, not one an item."""
+        if not len(found) or (item_of != _MISSING).any() or {bad.key for bad in found.bad} & set(labels.files):
+            return
+        names = f"column {labels.column!r} names {labels.files[0]!r}, and an item is {found.keys[0]!r}"
+        hint = "Name items by their paths in the source, in a column `file` or else the first."
+        if odd := next((c for c in ";\t,|" if c in labels.column), None):
+            hint = f"The separator may be {odd!r}: columns of a .csv are parted by ',', those of a .tsv by tabs."
+        raise SourceError(f"no row names an item of the source: {names}", path=self.path, hint=hint)
 
     def _beside(self, name: str) -> str | None:
         """The key of a file that is named relative to the label file, or by its whole path."""

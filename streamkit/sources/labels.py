@@ -41,12 +41,14 @@ class Labels:
         files: the item that each row names, as written there.
         table: the other columns. Columns of lists hold many values an item.
         notices: columns left out and why.
+        column: the one that names the items.
     """
 
     name: str
     files: list[str]
     table: pa.Table
     notices: tuple[str, ...] = ()
+    column: str = "file"
 
 
 def read_labels(path: Path) -> Labels:
@@ -100,7 +102,7 @@ def _split_off(path: Path, table: pa.Table, notices: list[str] | None = None) ->
     if files.null_count:
         row = files.is_null().to_pylist().index(True)
         raise SourceError(f"row {row + 1} names no file in column {name!r}", path=path)
-    return Labels(path.name, files.to_pylist(), table.select([n for n in names if n != name]), tuple(notices))
+    return Labels(path.name, files.to_pylist(), table.select([n for n in names if n != name]), tuple(notices), name)
 
 
 # CSV and TSV
