@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import faults
 import pytest
 
@@ -31,3 +35,13 @@ def test_the_table_counts_what_became_of_each_try() -> None:
         )
     assert dict(table.rows["test_a[x]", (1,)]) == {"survived": 2, "lost": 1, "hung": 1}
     assert dict(table.rows["test_b", (1,)]) == {"survived": 1, "lost": 1, "hung": 1}
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("-h", 0), ("many", 2)])
+def test_usage_installs_nothing(tmp_path: Path, argument: str, code: int) -> None:
+    """Alone in a folder without scripts/setup, which would install."""
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(Path(faults.__file__).with_name("faults"), tmp_path / "scripts")
+    run = subprocess.run([script, argument], capture_output=True, text=True, timeout=30)
+    assert run.returncode == code, run.stderr
+    assert "usage: scripts/faults [TRIES]" in (run.stderr if code else run.stdout)
