@@ -34,7 +34,13 @@ def arguments(p: argparse.ArgumentParser) -> None:
         choices=("keep", "drop", "fail"),
         help="of samples of the same content: keep all (default; two splits are reported), drop all but one, or fail",
     )
-    p.add_argument("--encode", default="keep", metavar="HOW", help="keep (default), jpeg[:Q], png, webp[:Q] or raw")
+    p.add_argument(
+        "--encode",
+        default="keep",
+        metavar="HOW",
+        help="keep (default), jpeg[:Q] (Q is 90 by default), png, webp[:Q] or raw; png, and webp without a quality, are "
+        "lossless and large: webp:90 is like jpeg",
+    )
     p.add_argument("--resize", metavar="N|HxW", help="short side N (never enlarges), or exactly HxW")
     p.add_argument("--tile", metavar="HxW", help="cut pictures into tiles, the last one shifted inwards")
     p.add_argument("--window", type=int, metavar="N", help="cut .npy arrays into windows of N rows")
