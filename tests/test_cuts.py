@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import streamkit
+from streamkit.cli import main
 from streamkit.codecs import image
 from streamkit.convert import Report
 from streamkit.errors import SourceError, UsageError
@@ -184,6 +186,19 @@ def test_leaks_of_whole_pictures_and_not_of_empty_tiles(tmp_path: Path) -> None:
     report = convert(write_files(tmp_path / "src", files), tmp_path / "out", tile="32x16")
     assert {(whole_of(leak.first), whole_of(leak.key)) for leak in report.leaks} == {("train/a.png", "val/c.png")}
     assert len(report.leaks) == 4
+
+
+def test_leaks_are_said_once_a_pair_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However many tiles they have; 20 lines at most, and --json has all."""
+    pictures = [encoded(noise(32, 32, seed=i)) for i in range(22)]
+    files = {f"{split}/{i:02}.png": data for i, data in enumerate(pictures) for split in ("train", "val")}
+    args = ["--format", "hdf5", "--tile", "16x16", "--workers", "1", "--json"]
+    assert main(["convert", str(write_files(tmp_path / "src", files)), str(tmp_path / "out"), *args]) == 0
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if "same content" in line]
+    assert len(set(lines)) == len(lines) == 20 and lines[0].endswith("train/00.png (train) and val/00.png (val)")
+    assert "... and 2 more; --json lists all" in said.err
+    assert len(json.loads(said.out)["leaks"]) == 22 * 4
 
 
 def test_columns_of_labels_come_along(tmp_path: Path) -> None:

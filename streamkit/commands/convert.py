@@ -73,7 +73,7 @@ def arguments(p: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from streamkit.convert import convert
     from streamkit.convert.options import parse_split
-    from streamkit.reports.conversion import as_json, as_text, compression_table
+    from streamkit.reports.conversion import as_json, as_text, compression_table, leak_lines
     from streamkit.units import size
 
     report = convert(
@@ -110,8 +110,8 @@ def run(args: argparse.Namespace) -> None:
             say(line)
         for bad in report.skipped:
             say(f"skipped {bad.key}: {bad.reason}")
-        for leak in report.leaks:
-            say(f"same content in two splits: {leak}")
+        for line in leak_lines(report.leaks, cut=args.tile is not None or args.window is not None):
+            say(line)
     added = {"added": report.n_added} if args.append else {}
     if args.json:
         show_json(as_json(report) | added)

@@ -6,11 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from streamkit.convert import Report, skipped
 from streamkit.convert.compression import READ_SPEED, Choice
+from streamkit.convert.duplicates import Duplicate
 from streamkit.reports.text import human, schema_table, table
+from streamkit.sources.cuts import whole_of
+
+_SHOWN = 20
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -69,6 +74,24 @@ def compression_table(choice: Choice | None) -> list[str]:
     sample = f"{choice.n_samples} samples ({human(choice.nbytes)})"
     head = f"compression {choice.codec}, by {sample}, reading at {READ_SPEED / 1e6:.0f} MB/s:"
     return [head, *table(rows).splitlines()]
+
+
+def leak_lines(leaks: Sequence[Duplicate], cut: bool) -> list[str]:
+    """Lines that name samples of the same content in two splits, the first of them.
+
+    Args:
+        leaks: the samples.
+        cut: they are tiles or windows: what they were cut from is named, once.
+
+    >>> twins = [Duplicate(f"b.png#0,{x}", "val", f"a.png#0,{x}", "train", "val-00000.tfrecord") for x in (0, 16)]
+    >>> leak_lines(twins, cut=True)
+    ['same content in two splits: a.png (train) and b.png (val)']
+    """
+    if cut:
+        leaks = [leak._replace(key=whole_of(leak.key), first=whole_of(leak.first)) for leak in leaks]
+    lines = list(dict.fromkeys(f"same content in two splits: {leak}" for leak in leaks))
+    more = [f"... and {len(lines) - _SHOWN} more; --json lists all"] if len(lines) > _SHOWN else []
+    return lines[:_SHOWN] + more
 
 
 def as_text(report: Report) -> str:
