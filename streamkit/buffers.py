@@ -83,6 +83,7 @@ class Buffers:
 def _memory(nbytes: int) -> npt.NDArray[np.uint8]:
     try:
         return np.empty(nbytes, np.uint8)
-    except MemoryError:
-        what = f"a batch takes {nbytes} bytes, more than memory holds"
-        raise ResourceError(what, hint="Pass a smaller batch_size= or image_size=.") from None
+    except MemoryError as error:
+        what = f"no memory is left for a batch of {nbytes} bytes"
+        hint = "Keep fewer batches, or pass a smaller batch_size= or image_size=."
+        raise ResourceError(what, hint=hint) from error

@@ -346,7 +346,7 @@ def test_a_key_that_is_no_text_is_damage(made: Path, tmp_path: Path) -> None:
 
 @pytest.mark.fault(83)
 def test_a_batch_larger_than_memory_is_named() -> None:
-    with pytest.raises(streamkit.ResourceError, match=r"a batch takes \d+ bytes.*smaller batch_size"):
+    with pytest.raises(streamkit.ResourceError, match=r"a batch of \d+ bytes.*smaller batch_size"):
         Buffers().empty((1 << 50,), np.float32)
 
 
