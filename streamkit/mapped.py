@@ -41,7 +41,7 @@ class Maps:
         self._sizes = np.array([files.size(name) for name in names], np.int64)
         self._bases = np.zeros(len(names), np.int64)
         for i in np.flatnonzero(self._sizes).tolist():
-            with files._lease(names[i]) as fd:
+            with files.lease(names[i]) as fd:
                 self._bases[i] = native.map_file(fd, int(self._sizes[i]))
         files.close()  # a map needs no descriptor
         weakref.finalize(self, _unmap, native.unmapper(), self._bases, self._sizes).atexit = False

@@ -89,7 +89,7 @@ class Files:
             DamagedError: the file is missing.
             ResourceError: the system refused to read it.
         """
-        with self._lease(name) as fd:
+        with self.lease(name) as fd:
             try:
                 native.read(np.full(len(offsets), fd), offsets, lengths, memory, places, crcs)
             except OSError as error:
@@ -136,7 +136,8 @@ class Files:
         return fds
 
     @contextmanager
-    def _lease(self, name: str) -> Iterator[int]:
+    def lease(self, name: str) -> Iterator[int]:
+        """The descriptor of a file, open as long as the context is. Raises as `read` for one that cannot be opened."""
         fd = self._take(name)
         try:
             yield fd
@@ -195,7 +196,7 @@ class Files:
             RefusedError: it is a link.
             ResourceError: the system refused to read it.
         """
-        with self._lease(name) as fd:
+        with self.lease(name) as fd:
             try:
                 return file_digest(fd)
             except OSError as error:
