@@ -24,7 +24,7 @@ from streamkit.buffers import Buffers
 from streamkit.errors import StreamkitError, UsageError
 from streamkit.lengths import padded_to
 from streamkit.payloads import Payloads
-from streamkit.pictures import Pictures
+from streamkit.pictures import Pictures, Slots
 from streamkit.reader import Reader
 from streamkit.schema import Field
 from streamkit.view import Spec, View, extra
@@ -77,6 +77,23 @@ class BatchMaker:
         Raises:
             DamagedError: a row's bytes are not what the index says, or do not decode.
         """
+        slots = self.slots(len(rows))
+        self.fill(slots, rows, epoch)
+        return self.finish(slots, rows)
+
+    # The same in steps, of which the second may be taken by several threads, each for a run of rows
+
+    def slots(self, n: int) -> dict[str, Slots]:
+        """Where the pictures of `n` rows are to lie: output name -> slots."""
+        return {name: self.pictures.slots(field, n) for name, field in self.fields.items() if field.is_image}
+
+    def fill(self, slots: dict[str, Slots], rows: Ints, epoch: int) -> None:
+        """Make the pictures of `rows` in as many slots."""
+        for name, own in slots.items():
+            self.pictures.fill(self.fields[name], rows, epoch, own)
+
+    def finish(self, slots: dict[str, Slots], rows: Ints) -> dict[str, npt.NDArray[Any]]:
+        """The batch of `rows`, whose pictures have been made."""
         out: dict[str, npt.NDArray[Any]] = {}
         for name in self.names:
             if name not in self.fields:
@@ -84,7 +101,7 @@ class BatchMaker:
                 continue
             field = self.fields[name]
             if field.is_image:
-                out[name] = self.pictures.batch(field, rows, epoch)
+                out[name] = slots[name].values
             elif not field.is_payload:
                 out[name] = self._column(field, rows)
             elif field.fixed:

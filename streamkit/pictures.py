@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,18 @@ Ints = npt.NDArray[np.int64]
 Pixels = npt.NDArray[np.uint8]
 
 
+class Slots(NamedTuple):
+    """Where pictures of one size lie: their pixels, and their values in the dtype delivered (uint8: the same array)."""
+
+    pixels: Pixels
+    values: npt.NDArray[Any]
+
+    def part(self, where: slice) -> Slots:
+        """Some of them."""
+        pixels = self.pixels[where]
+        return Slots(pixels, pixels if self.values is self.pixels else self.values[where])
+
+
 class Pictures:
     """Makes the pictures of rows as a view wants them; `seed` is that of crops and flips."""
 
@@ -43,21 +55,32 @@ class Pictures:
 
     def batch(self, field: Field, rows: Ints, epoch: int) -> npt.NDArray[Any]:
         """The pictures of `rows`, all of one size: (n, height, width, channels) of the view's dtype."""
+        slots = self.slots(field, len(rows))
+        self.fill(field, rows, epoch, slots)
+        return slots.values
+
+    def slots(self, field: Field, n: int) -> Slots:
+        """Where `n` pictures of one size are to lie."""
         height, width = self.view.size(field)
-        shape = (len(rows), int(height or 0), int(width or 0), self.view.n_channels(field))
-        out = self.buffers.empty(shape, np.uint8)
+        pixels = self.buffers.empty((n, int(height or 0), int(width or 0), self.view.n_channels(field)), np.uint8)
+        return Slots(pixels, self._values(field, pixels))
+
+    def fill(self, field: Field, rows: Ints, epoch: int, slots: Slots) -> None:
+        """Put the pictures of `rows` into as many slots."""
+        out = slots.pixels
         boxes = self._boxes(field, rows, epoch)
         if field.is_encoded_image:
             self._decode_into(field, rows, out, boxes)
-        elif field.shape == shape[1:] and boxes is None:
+        elif field.shape == out.shape[1:] and boxes is None:
             self.payloads.raw_into(field, rows, out)
         else:
             for i, pixels in enumerate(self._stored(field, rows)):
-                self._fit(field, recolor(pixels, shape[3]), out[i], None if boxes is None else boxes[i])
+                self._fit(field, recolor(pixels, out.shape[3]), out[i], None if boxes is None else boxes[i])
         if self.view.flip:
             for i in np.flatnonzero(flips((self.seed, epoch), rows)).tolist():
                 mirror(out[i])
-        return self._converted(field, out)
+        if slots.values is not out:
+            np.copyto(slots.values, out)
 
     def single(self, field: Field, one: Ints, epoch: int) -> npt.NDArray[Any]:
         """The picture of one row at the view's size, or at its own: (height, width, channels)."""
@@ -69,14 +92,15 @@ class Pictures:
             pixels = recolor(self._stored(field, one)[0], self.view.n_channels(field)).copy()
         if self.view.flip and flips((self.seed, epoch), one)[0]:
             mirror(pixels)
-        return self._converted(field, pixels)
+        values = self._values(field, pixels)
+        if values is not pixels:
+            np.copyto(values, pixels)
+        return values
 
-    def _converted(self, field: Field, pixels: Pixels) -> npt.NDArray[Any]:
-        if field.kind == "mask" or self.view.dtype == "uint8":
-            return pixels
-        out = self.buffers.empty(pixels.shape, self.view.dtype)
-        np.copyto(out, pixels)
-        return out
+    def _values(self, field: Field, pixels: Pixels) -> npt.NDArray[Any]:
+        """Room for the same in the view's dtype: `pixels` itself, where it has that."""
+        same = field.kind == "mask" or self.view.dtype == "uint8"
+        return pixels if same else self.buffers.empty(pixels.shape, self.view.dtype)
 
     def _boxes(self, field: Field, rows: Ints, epoch: int) -> npt.NDArray[np.float64] | None:
         """The part of each picture to cut out, as shares of its height and width; None for the whole."""

@@ -32,13 +32,15 @@ _PREFETCH = 2  # tasks done ahead beyond those under way
 _HANDED = 3  # batches that are no longer the loader's: the caller's last, and two that a framework holds ahead
 _TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
 _TOGETHER_NBYTES = 8 << 20
+_PART = 16  # samples of a batch that threads share, at least: a part costs 0.4 ms in which no other thread runs Python
 _FAR_THREADS = 16
 _USUAL_RATIO = {"zlib": 4, "varint": 8}  # on numbers; the index does not say the decoded size of ragged arrays
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """What a loader's threads do at once. A task makes several small batches, one large one, or some single samples.
+    """What a loader's threads do at once. A task makes several small batches, one large one, or some single samples. Threads
+    share a batch of pictures that are decoded where the budget leaves fewer batches than threads, and the first of all.
 
     Attributes:
         sample_nbytes: of a sample while it is made [B].
@@ -49,6 +51,7 @@ class Sizing:
         scratch_nbytes: that a thread takes besides while it makes a batch: stored bytes, a picture before resizing [B].
         kept_nbytes: decoded chunks kept [B].
         ragged: batches differ in size.
+        decoding: pictures are, so that threads may share a batch.
     """
 
     sample_nbytes: int
@@ -59,6 +62,7 @@ class Sizing:
     scratch_nbytes: int = 0
     kept_nbytes: int = 0
     ragged: bool = False
+    decoding: bool = False
 
     @property
     def n_together(self) -> int:
@@ -77,10 +81,25 @@ class Sizing:
         return self.sample_nbytes * (self.batch_size or 1) * self.n_together
 
     @property
+    def n_parts(self) -> int:
+        """Threads that make one batch, so that none is idle."""
+        return min(self.n_parts_first, max(1, -(-self.n_threads // self._fitting)))
+
+    @property
+    def n_parts_first(self) -> int:
+        """Threads that make an epoch's first batch, for which all else waits."""
+        if not self.decoding or self.batch_size is None or self.n_together > 1:
+            return 1
+        return max(1, min(self.n_threads, self.batch_size // _PART))
+
+    @property
     def depth(self) -> int:
         """Tasks under way or waiting: as many as the budget holds beside the one delivered, at least one."""
-        fitting = self._room // max(1, self.task_nbytes) - 1
-        return max(1, min(self.n_threads + _PREFETCH, fitting))
+        return min(self.n_threads + _PREFETCH, self._fitting)
+
+    @property
+    def _fitting(self) -> int:
+        return max(1, self._room // max(1, self.task_nbytes) - 1)
 
     @property
     def n_buffers(self) -> int:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.ahead import in_order
+from streamkit.ahead import shared
 from streamkit.batch import Maker
 from streamkit.epochs import Epochs
 from streamkit.errors import StreamkitError
@@ -33,6 +33,8 @@ from streamkit.skipping import Skips
 from streamkit.view import Spec
 
 Ints = npt.NDArray[np.int64]
+
+Move = Callable[[Any], Any]  # of a batch, to a device
 
 _REPORTED = 1 << 20  # samples whose order is looked at
 
@@ -140,22 +142,29 @@ class Stream(Epochs, ABC):
         rows = self.rows(epoch, i)
         if self.batch_size is None:
             return self.structure(self._maker.make_each(rows, epoch)[0])
-        n_least = len(rows) if self.drop_remainder else 1
-        made = self._good(rows, lambda rows: self._maker.make(rows, epoch), n_least, epoch, i)
-        if "padding" in made and (padding := rows[len(rows) - self.n_padding(i) :]).size:
+        made = self._good(rows, lambda rows: self._maker.make(rows, epoch), self._n_least(rows), epoch, i)
+        return self._finished(epoch, i, made)
+
+    def _n_least(self, rows: Ints) -> int:
+        """Good samples that a batch of `rows` must have."""
+        return len(rows) if self.drop_remainder else 1
+
+    def _finished(self, epoch: int, i: int, made: dict[str, Any]) -> Any:
+        """Batch `i` of `epoch` as it is delivered, from what the maker made."""
+        if "padding" in made and (n := self.n_padding(i)):
             bad = () if self._skips is None else list(self._skips.bad)
-            made["padding"][len(made["padding"]) - int((~np.isin(padding, bad)).sum()) :] = True
+            made["padding"][len(made["padding"]) - int((~np.isin(self.rows(epoch, i)[-n:], bad)).sum()) :] = True
         return self._maker.structure(made)
 
     def _good(self, rows: Ints, make: Callable[[Ints], Any], n_least: int, epoch: int, i: int) -> Any:
         """`make(rows)`; under on_corrupt="skip" without bad ones, filled up from the samples behind batch `i`."""
         if self._skips is None:
             return make(rows)
+        return self._skips.make(rows, make, self._maker.row_of, n_least, self._behind(epoch, i))
 
-        def following(n: int) -> Ints:
-            return self._rows(self.numbers_behind(epoch, i, n))
-
-        return self._skips.make(rows, make, self._maker.row_of, n_least, following)
+    def _behind(self, epoch: int, i: int) -> Callable[[int], Ints]:
+        """Gives the first n rows that come after batch `i`."""
+        return lambda n: self._rows(self.numbers_behind(epoch, i, n))
 
     def __getitem__(self, i: int) -> Any:
         """Batch `i` of the current epoch; never advances it."""
@@ -171,24 +180,31 @@ class Stream(Epochs, ABC):
         epoch, start = self.begin_epoch()
         return self.stream(epoch, range(start, len(self)))
 
-    def stream(self, epoch: int, numbers: range) -> Generator[Any, None, None]:
-        """Batches `numbers` of an epoch, made ahead in threads, in order."""
+    def stream(self, epoch: int, numbers: range, move: Move | None = None) -> Generator[Any, None, None]:
+        """Batches `numbers` of an epoch, made ahead in threads, in order; those of `move`, which the threads call, if given."""
         step = self._sizing.n_together
         groups = [numbers[i : i + step] for i in range(0, len(numbers), step)]
-        for made in in_order(lambda group: self._make(epoch, group), groups, self.num_workers, self.depth):
-            made.reverse()
+        jobs = ((group, i == 0) for i, group in enumerate(groups))
+        for lists in shared(lambda one: self._jobs(epoch, *one, move), jobs, self.num_workers, self.depth):
+            made = [batch for some in reversed(lists) for batch in reversed(some)]
+            lists.clear()
             while made:
                 if isinstance(made[-1], _Failed):
                     raise made[-1].error
                 yield made.pop()  # the batch is the caller's now; its buffer is free when they drop it
 
-    def _make(self, epoch: int, numbers: range) -> list[Any]:
-        """One task: batches of these numbers up to one that fails, so that those before it are delivered first."""
+    def _jobs(self, epoch: int, numbers: range, first: bool, move: Move | None) -> list[Callable[[], list[Any]]]:
+        """One task, the first of all or not, as jobs for any thread each, which together give the batches of these numbers."""
+        return [lambda: self._make(epoch, numbers, move)]
+
+    def _make(self, epoch: int, numbers: range, move: Move | None) -> list[Any]:
+        """Batches of these numbers up to one that fails, so that those before it are delivered first."""
         if self.batch_size is not None:
             made: list[Any] = []
             for i in numbers:
                 try:
-                    made.append(self.batch(epoch, i))
+                    batch = self.batch(epoch, i)
+                    made.append(batch if move is None else move(batch))
                 except Exception as error:
                     return [*made, _Failed(error)]
             return made

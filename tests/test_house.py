@@ -68,6 +68,7 @@ ROOMS = (
                 "mixing",
                 "ordered",
                 "payloads",
+                "parted",
                 "pictures",
                 "replicas",
             ),

@@ -52,7 +52,8 @@ class _Frontends(Stream):
         return as_tf(self)
 
     def as_keras(self, **options: Any) -> keras.utils.PyDataset:
-        """A `keras.utils.PyDataset` of the batches; `options`: workers (threads that read ahead) and max_queue_size."""
+        """A `keras.utils.PyDataset` of the batches; `options`: those of every PyDataset, which decide nothing: num_workers and
+        memory_budget of the loader do."""
         with _needs("tensorflow"):
             from streamkit.frontends.keras import as_keras
 
@@ -127,8 +128,8 @@ def sequence(path: str | os.PathLike[str], **options: Any) -> keras.utils.PyData
 
     Args:
         path: the dataset's folder.
-        **options: as `streamkit.Loader`; and workers, max_queue_size and use_multiprocessing as `keras.utils.PyDataset`
-            (reading ahead is done in threads of its own either way).
+        **options: as `streamkit.Loader`; workers, max_queue_size and use_multiprocessing of `keras.utils.PyDataset` are
+            taken and decide nothing: num_workers and memory_budget do.
 
     Pass `shuffle=False` to `fit`: the order is shuffled already, and Keras would shuffle batches by its own random state.
     """

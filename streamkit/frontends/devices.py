@@ -8,14 +8,13 @@ A transfer runs beside the step before it: `ahead` hands a batch out when the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 
 from streamkit.errors import UsageError
-
-Move = Callable[[Any], Any]
+from streamkit.stream import Move as Move
 
 
 def ahead(move: Move, batches: Generator[Any, None, None] | Any) -> Generator[Any, None, None]:

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from streamkit.errors import UsageError
-from streamkit.frontends.devices import mover
+from streamkit.frontends.devices import Move, mover
 from streamkit.replicas import refuse_workers_of_keras
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ class EpochCounter:
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of a loader by number, in the order of the epoch under way.
+    """Batches of a loader by number, in the order of the epoch under way; made ahead while they are asked for in turn.
+
+    `workers`, `use_multiprocessing` and `max_queue_size` are taken as every PyDataset takes them, and say nothing: the
+    loader's num_workers and memory_budget do.
 
     Attributes:
         loader: the engine behind it.
@@ -69,16 +72,14 @@ class Batches(keras.utils.PyDataset):
         self.loader = loader
         self.class_names = loader.class_names
         self._epochs = EpochCounter(loader.epoch)
-        self._n_threads = max(workers, loader.num_workers)
-        self._n_ahead = min(loader.depth, max_queue_size)
         self._previous = -1
         self._warned = False
         self._start()
 
     def _start(self) -> None:
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._ahead: dict[int, Future[Any]] = {}
+        self._stream: Iterator[Any] | None = None
+        self._next = -1  # what is expected to be asked for; -1: an epoch begins
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -88,25 +89,23 @@ class Batches(keras.utils.PyDataset):
         with self._lock:
             self._epochs.ask(index)
             self._warn_of_shuffling(index)
-            made = self._ahead.pop(index, None)
-            if self._epochs.begun and self._n_threads and self._n_ahead:
-                self._read_ahead(index)
-            epoch = self._epochs.current
-        return _with_texts(self._make(epoch, index) if made is None else made.result())
+            return _with_texts(self._ahead(index) if self._epochs.begun else self._alone(index))
 
-    def _read_ahead(self, index: int) -> None:
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._n_threads, thread_name_prefix="streamkit")
-        following = range(index + 1, min(index + 1 + self._n_ahead, len(self)))
-        for stale in set(self._ahead) - set(following):  # asked for out of order
-            self._ahead.pop(stale).cancel()
-        for i in following:
-            if i not in self._ahead:
-                self._ahead[i] = self._pool.submit(self._make, self._epochs.current, i)
+    def _alone(self, index: int) -> Any:
+        batch = self.loader.batch(self._epochs.current, index)
+        return batch if (move := self._mover()) is None else move(batch)
 
-    def _make(self, epoch: int, i: int) -> Any:
-        batch = self.loader.batch(epoch, i)
-        return batch if self.loader.device is None else mover(keras.backend.backend(), self.loader.device)(batch)
+    def _ahead(self, index: int) -> Any:
+        expected, self._next = self._next, index + 1
+        if index == expected or expected < 0:
+            if self._stream is None:
+                self._stream = self.loader.stream(self._epochs.current, range(index, len(self)), self._mover())
+            return next(self._stream)
+        self._stream = None  # what it makes ahead is not what is asked for
+        return self._alone(index)
+
+    def _mover(self) -> Move | None:
+        return None if self.loader.device is None else mover(keras.backend.backend(), self.loader.device)
 
     def _warn_of_shuffling(self, index: int) -> None:
         expected = self._previous + 1
@@ -125,19 +124,16 @@ class Batches(keras.utils.PyDataset):
 
     def on_epoch_begin(self) -> None:
         with self._lock:
-            self._previous = -1
+            self._previous, self._next, self._stream = -1, -1, None
             self._epochs.begin()
 
     def on_epoch_end(self) -> None:
         with self._lock:
             self._epochs.end(len(self))
-            self._ahead.clear()
-            if self._pool is not None:
-                self._pool.shutdown(wait=False, cancel_futures=True)
-                self._pool = None
+            self._stream = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_pool", "_ahead")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_stream", "_next")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

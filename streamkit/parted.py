@@ -1,0 +1,88 @@
+"""One large batch made by several threads: each makes the pictures of a run of its rows, and the last one finishes it.
+
+So an epoch's first batch is there as soon as all threads can make it, and a few large ones keep many threads busy where a
+batch a thread would take more memory than there is. Else a batch is one thread's: each part costs what a batch costs.
+
+>>> import tempfile, streamkit
+>>> out = tempfile.mkdtemp() + "/out"
+>>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
+>>> loader = streamkit.Loader(out, split="val")
+>>> parted = Parted(loader._maker, lambda: np.arange(10), 0, 2, lambda made: made["image"].shape, lambda: [])
+>>> [job() for job in parted.jobs()]
+[[], [(10, 32, 32, 3)]]
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from streamkit.batch import BatchMaker
+from streamkit.pictures import Slots
+
+Ints = npt.NDArray[np.int64]
+
+
+class Parted:
+    """A batch under way.
+
+    Args:
+        maker: makes its samples.
+        choose: gives its rows; called once, by the thread that begins.
+        epoch: of random crops and flips.
+        n_parts: that threads make.
+        finish: makes the batch of what the maker made.
+        whole: makes it at once, in a list. It is asked where a part failed: it says what is wrong, or does without it.
+    """
+
+    def __init__(
+        self,
+        maker: BatchMaker,
+        choose: Callable[[], Ints],
+        epoch: int,
+        n_parts: int,
+        finish: Callable[[dict[str, Any]], Any],
+        whole: Callable[[], list[Any]],
+    ) -> None:
+        self._maker, self._choose, self._epoch, self._n_parts = maker, choose, epoch, n_parts
+        self._finish, self._whole = finish, whole
+        self._lock = threading.Lock()
+        self._begun: tuple[Ints, dict[str, Slots]] | None = None
+        self._n_left, self._failed = n_parts, False
+
+    def jobs(self) -> list[Callable[[], list[Any]]]:
+        """A job a part, for any thread each. The one that ends last gives the batch, the others nothing."""
+        return [partial(self._make, k) for k in range(self._n_parts)]
+
+    def _make(self, part: int) -> list[Any]:
+        try:
+            if not self._failed:
+                rows, slots = self._begin()
+                bounds = [len(rows) * k // self._n_parts for k in (part, part + 1)]
+                own = slice(*bounds)
+                self._maker.fill({name: all_.part(own) for name, all_ in slots.items()}, rows[own], self._epoch)
+        except Exception:  # whatever it was, `whole` meets it again
+            self._failed = True
+        with self._lock:
+            self._n_left -= 1
+            if self._n_left:
+                return []
+        if self._failed or self._begun is None:
+            return self._whole()
+        rows, slots = self._begun
+        self._begun = None  # the batch is to be held by whom it is given
+        return [self._finish(self._maker.finish(slots, rows))]
+
+    def _begin(self) -> tuple[Ints, dict[str, Slots]]:
+        with self._lock:
+            if self._begun is None:
+                rows = self._choose()
+                if not len(rows):
+                    raise ValueError("not one sample is good")
+                self._begun = rows, self._maker.slots(len(rows))
+            return self._begun
