@@ -17,7 +17,7 @@ import reading
 from reading import all_same, convert
 
 import streamkit
-from streamkit import Loader, UsageError
+from streamkit import DamagedError, Loader, UsageError
 
 N = 22  # rows of the numbered table: five batches of 4 and a rest of 2
 
@@ -383,6 +383,26 @@ def test_a_batch_of_the_sequence_is_pure_in_its_number(made: Path) -> None:
         for i in (3, 0, 5, 5, 1, 2, 3, 4, 0):
             assert numbers(sequence[i]) == truth[i]
     assert sequence.epoch == 0
+
+
+def test_an_epoch_of_the_sequence_goes_on_after_a_jump_and_after_damage(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("keras")
+    out = shutil.copytree(made / "table", tmp_path / "out")
+    truth = epochs_of(out, 1, batch_size=4, shuffle=False)[0]
+    index = streamkit.open(out).index()
+    reading.flip(out / index.column("shard")[9].as_py(), index.column("x.offset")[9].as_py())
+    sequence = streamkit.sequence(out, batch_size=4, shuffle=False)
+    sequence.on_epoch_begin()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # out of order on purpose
+        for i in (0, 1, 2, 3, 1, 2, 3, 4, 0):
+            if i == 2:
+                with pytest.raises(DamagedError, match="crc32c"):
+                    sequence[i]
+            else:
+                assert numbers(sequence[i]) == truth[i]
+    sequence.on_epoch_end()
+    assert reading.settles(lambda: not reading.our_threads())
 
 
 def test_the_sequence_says_its_classes_and_refuses_single_samples(made: Path) -> None:

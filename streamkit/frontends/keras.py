@@ -79,7 +79,6 @@ class Batches(keras.utils.PyDataset):
     def _start(self) -> None:
         self._lock = threading.Lock()
         self._stream: Iterator[Any] | None = None
-        self._next = -1  # what is expected to be asked for; -1: an epoch begins
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -88,34 +87,33 @@ class Batches(keras.utils.PyDataset):
         index = int(index)
         with self._lock:
             self._epochs.ask(index)
-            self._warn_of_shuffling(index)
-            return _with_texts(self._ahead(index) if self._epochs.begun else self._alone(index))
-
-    def _alone(self, index: int) -> Any:
-        batch = self.loader.batch(self._epochs.current, index)
-        return batch if (move := self._mover()) is None else move(batch)
+            in_turn, self._previous = index == self._previous + 1, index
+            if self._epochs.begun and in_turn:
+                return _with_texts(self._ahead(index))
+            self._warn_of_shuffling()
+            self._stream = None  # what it makes ahead is not what is asked for
+            batch = self.loader.batch(self._epochs.current, index)
+            return _with_texts(batch if (move := self._mover()) is None else move(batch))
 
     def _ahead(self, index: int) -> Any:
-        expected, self._next = self._next, index + 1
-        if index == expected or expected < 0:
-            if self._stream is None:
-                self._stream = self.loader.stream(self._epochs.current, range(index, len(self)), self._mover())
+        if self._stream is None:
+            self._stream = self.loader.stream(self._epochs.current, range(index, len(self)), self._mover())
+        try:
             return next(self._stream)
-        self._stream = None  # what it makes ahead is not what is asked for
-        return self._alone(index)
+        except BaseException:
+            self._stream = None  # it has ended, and whoever asks for more begins a new one
+            raise
 
     def _mover(self) -> Move | None:
         return None if self.loader.device is None else mover(keras.backend.backend(), self.loader.device)
 
-    def _warn_of_shuffling(self, index: int) -> None:
-        expected = self._previous + 1
-        if self._epochs.begun and not self._warned and index != expected:
+    def _warn_of_shuffling(self) -> None:
+        if self._epochs.begun and not self._warned:
             self._warned = True
             warnings.warn(
                 "Batches are asked for out of order: pass shuffle=False to fit(); the order is shuffled already.",
                 stacklevel=3,
             )
-        self._previous = index
 
     @property
     def epoch(self) -> int:
@@ -124,7 +122,7 @@ class Batches(keras.utils.PyDataset):
 
     def on_epoch_begin(self) -> None:
         with self._lock:
-            self._previous, self._next, self._stream = -1, -1, None
+            self._previous, self._stream = -1, None
             self._epochs.begin()
 
     def on_epoch_end(self) -> None:
@@ -133,7 +131,7 @@ class Batches(keras.utils.PyDataset):
             self._stream = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_stream", "_next")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_stream")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
