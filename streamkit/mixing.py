@@ -117,6 +117,7 @@ class Mixture(Stream):
             self.memory_budget,
             # A batch's parts are made first, each of at most all samples; every part keeps buffers of its own.
             max(s.sample_nbytes for s in sizings) * (self.batch_size or 1) + max(s.scratch_nbytes for s in sizings),
+            max(s.picture_nbytes for s in sizings),
             sum(s.kept_nbytes for s in sizings),
             ragged=True,
         )

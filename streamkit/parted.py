@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from streamkit.batch import BatchMaker
+from streamkit.errors import StreamkitError
 from streamkit.pictures import Slots
 
 Ints = npt.NDArray[np.int64]
@@ -37,7 +38,7 @@ class Parted:
         epoch: of random crops and flips.
         n_parts: that threads make.
         finish: makes the batch of what the maker made.
-        whole: makes it at once, in a list. It is asked where a part failed: it says what is wrong, or does without it.
+        whole: makes it at once, in a list. It is asked where data are bad: it says what is wrong, or does without them.
     """
 
     def __init__(
@@ -61,28 +62,44 @@ class Parted:
 
     def _make(self, part: int) -> list[Any]:
         try:
-            if not self._failed:
-                rows, slots = self._begin()
-                bounds = [len(rows) * k // self._n_parts for k in (part, part + 1)]
-                own = slice(*bounds)
-                self._maker.fill({name: all_.part(own) for name, all_ in slots.items()}, rows[own], self._epoch)
-        except Exception:  # whatever it was, `whole` meets it again
+            self._fill(part)
+        except StreamkitError:  # `whole` meets it again
             self._failed = True
         with self._lock:
             self._n_left -= 1
             if self._n_left:
                 return []
-        if self._failed or self._begun is None:
-            return self._whole()
-        rows, slots = self._begun
-        self._begun = None  # the batch is to be held by whom it is given
-        return [self._finish(self._maker.finish(slots, rows))]
+        made = self._made()
+        return self._whole() if made is None else [self._finish(made)]
 
-    def _begin(self) -> tuple[Ints, dict[str, Slots]]:
+    def _fill(self, part: int) -> None:
+        begun = self._begin()
+        if begun is None:
+            return
+        rows, slots = begun
+        start, stop = (len(rows) * k // self._n_parts for k in (part, part + 1))
+        if start < stop:
+            own = {name: every.part(slice(start, stop)) for name, every in slots.items()}
+            self._maker.fill(own, rows[start:stop], self._epoch)
+
+    def _begin(self) -> tuple[Ints, dict[str, Slots]] | None:
+        """The rows and where their pictures go; None once something failed."""
         with self._lock:
-            if self._begun is None:
-                rows = self._choose()
-                if not len(rows):
-                    raise ValueError("not one sample is good")
-                self._begun = rows, self._maker.slots(len(rows))
-            return self._begun
+            if self._begun is None and not self._failed:
+                try:
+                    rows = self._choose()
+                    self._begun = rows, self._maker.slots(len(rows))
+                except StreamkitError:
+                    self._failed = True
+            return None if self._failed else self._begun
+
+    def _made(self) -> dict[str, Any] | None:
+        """What the maker made, which from now on is held by whom it is given; None where something failed."""
+        begun, self._begun = self._begun, None
+        if self._failed or begun is None:
+            return None
+        rows, slots = begun
+        try:
+            return self._maker.finish(slots, rows)
+        except StreamkitError:
+            return None

@@ -36,6 +36,7 @@
 #define ROWS_AHEAD 2         /* a range is fetched while the second before it is copied */
 #define PAGES_ROWS_AHEAD 4   /* and the first line of its pages, with their addresses, before that */
 #define AHEAD_NBYTES 65536   /* of a range, at most: of longer ones the processor fetches the rest by itself */
+#define PAGES_NBYTES 16384   /* likewise, of those first lines */
 #define PIECE_NBYTES 262144 /* read and summed at a time in a pass over a file: what the core's own cache holds */
 
 /* The instruction takes three cycles but starts one a cycle, so three neighbouring blocks are summed at once; a block's
@@ -373,10 +374,17 @@ int64_t streamkit_pass(int fd, int64_t at, int64_t nbytes, char *block, int64_t 
 static int64_t ahead_of(int64_t i, int64_t n, char *const *sources, const int64_t *lengths) {
     if (i >= n)
         return 0;
-    int64_t gap = sources[i] - (sources[i - 1] + lengths[i - 1]);
+    int64_t gap = (intptr_t)sources[i] - (intptr_t)(sources[i - 1] + lengths[i - 1]); /* they may be of two files */
     if (gap >= 0 && gap < PAGE_NBYTES)
         return 0;
     return lengths[i] < AHEAD_NBYTES ? lengths[i] : AHEAD_NBYTES;
+}
+
+/* Fetch the first line of range i's pages. */
+static void fetch_pages(int64_t i, int64_t n, char *const *sources, const int64_t *lengths) {
+    int64_t nbytes = ahead_of(i, n, sources, lengths);
+    for (int64_t k = 0; k < nbytes && k < PAGES_NBYTES; k += PAGE_NBYTES)
+        __builtin_prefetch(sources[i] + k);
 }
 
 /* As streamkit_read, but from memory: range i begins at sources[i], in a mapped file. */
@@ -396,6 +404,8 @@ int64_t streamkit_copy(int64_t n, char *const *sources, const int64_t *lengths, 
         return i;
     }
     copying = &back;
+    for (int64_t k = 1; k < PAGES_ROWS_AHEAD; k++)
+        fetch_pages(k, n, sources, lengths);
     for (; i < n; i++) {
         char *to = memory + places[i];
         size_t length = (size_t)lengths[i];
@@ -403,9 +413,8 @@ int64_t streamkit_copy(int64_t n, char *const *sources, const int64_t *lengths, 
             memcpy(to, sources[i], length);
             continue;
         }
-        int64_t n_pages = ahead_of(i + PAGES_ROWS_AHEAD, n, sources, lengths), soon = i + ROWS_AHEAD;
-        for (int64_t k = 0; k < n_pages && k < AHEAD_NBYTES / 4; k += PAGE_NBYTES)
-            __builtin_prefetch(sources[i + PAGES_ROWS_AHEAD] + k);
+        fetch_pages(i + PAGES_ROWS_AHEAD, n, sources, lengths);
+        int64_t soon = i + ROWS_AHEAD;
         int64_t n_later = ahead_of(soon, n, sources, lengths);
         *found = copy_and_sum(to, sources[i], length, memory_nbytes > CACHED_NBYTES, n_later ? sources[soon] : NULL,
                               (size_t)n_later);

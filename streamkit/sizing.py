@@ -48,7 +48,8 @@ class Sizing:
         n_batches: in an epoch.
         n_threads: that make them; 0: the caller's.
         budget_nbytes: for everything [B].
-        scratch_nbytes: that a thread takes besides while it makes a batch: stored bytes, a picture before resizing [B].
+        scratch_nbytes: that a task takes besides while it is made: stored bytes [B].
+        picture_nbytes: that a thread takes besides while it decodes: a picture before it fits [B].
         kept_nbytes: decoded chunks kept [B].
         ragged: batches differ in size.
         decoding: pictures are, so that threads may share a batch.
@@ -60,6 +61,7 @@ class Sizing:
     n_threads: int
     budget_nbytes: int
     scratch_nbytes: int = 0
+    picture_nbytes: int = 0
     kept_nbytes: int = 0
     ragged: bool = False
     decoding: bool = False
@@ -83,14 +85,29 @@ class Sizing:
     @property
     def n_parts(self) -> int:
         """Threads that make one batch, so that none is idle."""
-        return min(self.n_parts_first, max(1, -(-self.n_threads // self._fitting)))
+        wanted = min(self._n_most, -(-self.n_threads // self._fitting))
+        return max(1, wanted if self._all_may else min(wanted, self._n_allowed // self.depth))
 
     @property
     def n_parts_first(self) -> int:
         """Threads that make an epoch's first batch, for which all else waits."""
-        if not self.decoding or self.batch_size is None or self.n_together > 1:
-            return 1
-        return max(1, min(self.n_threads, self.batch_size // _PART))
+        return max(1, self._n_most if self._all_may else min(self._n_most, self._n_allowed - self.depth + 1))
+
+    @property
+    def _n_most(self) -> int:
+        shared = self.decoding and self.batch_size is not None and self.n_together == 1
+        return min(self.n_threads, (self.batch_size or 0) // _PART) if shared else 1
+
+    @property
+    def _all_may(self) -> bool:
+        return self._n_allowed == self.n_threads
+
+    @property
+    def _n_allowed(self) -> int:
+        """Threads that may be busy: one a task, and more as far as the budget holds what they decode."""
+        spare = self.budget_nbytes - self._bound(self._n_alone)
+        more = max(0, spare // self.picture_nbytes) if self.picture_nbytes else self.n_threads
+        return min(self.n_threads, self._n_alone + more)
 
     @property
     def depth(self) -> int:
@@ -114,29 +131,39 @@ class Sizing:
     @property
     def bound_nbytes(self) -> int:
         """What all of it takes at most [B]: tasks, batches handed over, scratch, chunks, and buffers of other sizes."""
+        busy = max(self.depth * self.n_parts, self.n_parts_first + self.depth - 1)
+        return self._bound(max(1, min(self.n_threads, busy)))
+
+    @property
+    def _n_alone(self) -> int:
+        """Threads that are busy where each makes a task of its own."""
+        return max(1, min(self.n_threads, self.depth))
+
+    def _bound(self, n_busy: int) -> int:
         n_tasks = self.depth + 1 if self.n_threads else 1
-        return n_tasks * self.task_nbytes + self._besides(max(1, min(self.n_threads, self.depth)))
+        return n_tasks * self.task_nbytes + self._besides(self._n_alone, n_busy)
 
     @property
     def _room(self) -> int:
         """What the budget leaves for tasks [B]."""
-        return max(0, self.budget_nbytes - self._besides(max(1, self.n_threads)))
+        n = max(1, self.n_threads)
+        return max(0, self.budget_nbytes - self._besides(n, n))
 
-    def _besides(self, n_busy: int) -> int:
+    def _besides(self, n_tasks: int, n_busy: int) -> int:
         handed = _HANDED * self.sample_nbytes * (self.batch_size or 1)
-        return handed + n_busy * self.scratch_nbytes + self.kept_nbytes + (self.pool_nbytes if self.ragged else 0)
+        making = n_tasks * self.scratch_nbytes + n_busy * self.picture_nbytes
+        return handed + making + self.kept_nbytes + (self.pool_nbytes if self.ragged else 0)
 
 
 def scratch_nbytes(
-    fields: Iterable[Field], columns: Mapping[str, npt.NDArray[Any]], batch: int, max_pixels: int, far: bool = False
+    fields: Iterable[Field], columns: Mapping[str, npt.NDArray[Any]], batch: int, far: bool = False
 ) -> int:
-    """What making a batch takes besides the batch [B]: its stored bytes, and what is decoded before it fits.
+    """What making a batch takes besides the batch [B]: its stored bytes, and arrays that are decoded before they fit.
 
     Args:
         fields: payloads delivered.
         columns: of the index.
         batch: samples a batch.
-        max_pixels: of the largest picture there is.
         far: from a server: near ranges come together, with the gaps between them.
     """
     total = 0
@@ -144,7 +171,7 @@ def scratch_nbytes(
         lengths = columns.get(f"{field.name}.length")
         stored = batch * int(lengths.max()) if lengths is not None and len(lengths) else 0
         if field.is_encoded_image:
-            total += stored + 4 * max_pixels
+            total += stored
         elif lengths is not None and (field.encoding != "raw" or not field.fixed):
             total += stored * (1 + _USUAL_RATIO.get(field.encoding, 1))
         if far:

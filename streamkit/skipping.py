@@ -109,6 +109,14 @@ class Skips:
         others = following(n_missing + len(bad))
         return np.concatenate([kept, others[~np.isin(others, bad)][:n_missing]])
 
+    def chosen(self, rows: Ints, n_least: int, following: Callable[[int], Ints]) -> Ints:
+        """As `good`. Raises DamagedError above `max_bad`, and where not one sample of the epoch is good."""
+        self.check()
+        chosen = self.good(rows, n_least, following)
+        if len(chosen) < min(1, n_least):
+            raise self.bad[int(rows[0])]
+        return chosen
+
     def make(
         self,
         rows: Ints,
@@ -130,10 +138,7 @@ class Skips:
             DamagedError: more bad samples than allowed, or damage that is no single sample's.
         """
         while True:
-            self.check()
-            chosen = self.good(rows, n_least, following)
-            if len(chosen) < min(1, n_least):
-                raise self.bad[int(rows[0])]  # not one sample of the epoch is good
+            chosen = self.chosen(rows, n_least, following)
             try:
                 return make(chosen)
             except (DamagedError, RefusedError) as error:

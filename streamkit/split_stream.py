@@ -32,7 +32,7 @@ from streamkit.schema import Schema
 from streamkit.sizing import Sizing, sample_nbytes, scratch_nbytes
 from streamkit.skipping import Skips
 from streamkit.storage import Files
-from streamkit.stream import Move, Stream
+from streamkit.stream import Stream
 from streamkit.view import View
 
 Ints = npt.NDArray[np.int64]
@@ -141,26 +141,20 @@ class SplitStream(Stream):
 
     # How batches are made
 
-    def _jobs(self, epoch: int, numbers: range, first: bool, move: Move | None) -> list[Callable[[], list[Any]]]:
+    def _jobs(self, epoch: int, numbers: range, first: bool) -> list[Callable[[], list[Any]]]:
         n_parts = self._sizing.n_parts_first if first else self._sizing.n_parts
         if n_parts == 1:
-            return super()._jobs(epoch, numbers, first, move)
+            return super()._jobs(epoch, numbers, first)
         (i,) = numbers
-        whole = partial(self._make, epoch, numbers, move)
-
-        def finish(made: dict[str, Any]) -> Any:
-            batch = self._finished(epoch, i, made)
-            return batch if move is None else move(batch)
-
-        return Parted(self._maker, partial(self._chosen, epoch, i), epoch, n_parts, finish, whole).jobs()
+        choose, finish = partial(self._chosen, epoch, i), partial(self._finished, epoch, i)
+        return Parted(self._maker, choose, epoch, n_parts, finish, partial(self._make, epoch, numbers)).jobs()
 
     def _chosen(self, epoch: int, i: int) -> Ints:
         """Rows of batch `i`, without those known to be bad and with what stands in for them."""
         rows = self.rows(epoch, i)
         if self._skips is None:
             return rows
-        self._skips.check()
-        return self._skips.good(rows, self._n_least(rows), self._behind(epoch, i))
+        return self._skips.chosen(rows, self._n_least(rows), self._behind(epoch, i))
 
     def _rows(self, numbers: Ints) -> Ints:
         return self._ordered.at(numbers)
@@ -197,9 +191,8 @@ class SplitStream(Stream):
             len(self),
             self.num_workers,
             self.memory_budget,
-            scratch_nbytes(
-                payloads, self._reader.columns, self.batch_size or 1, maker.pictures.max_pixels, self._reader.is_far
-            ),
+            scratch_nbytes(payloads, self._reader.columns, self.batch_size or 1, self._reader.is_far),
+            4 * maker.pictures.max_pixels * sum(f.is_encoded_image for f in payloads),
             max(self._budget // 4, (1 + self.num_workers) * max(slabs)) if slabs else 0,
             ragged=any(None in spec.shape for spec in maker.specs.values()),
             decoding=any(f.is_encoded_image for f in payloads) and not self._reader.is_far,

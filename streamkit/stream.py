@@ -34,8 +34,6 @@ from streamkit.view import Spec
 
 Ints = npt.NDArray[np.int64]
 
-Move = Callable[[Any], Any]  # of a batch, to a device
-
 _REPORTED = 1 << 20  # samples whose order is looked at
 
 
@@ -180,12 +178,12 @@ class Stream(Epochs, ABC):
         epoch, start = self.begin_epoch()
         return self.stream(epoch, range(start, len(self)))
 
-    def stream(self, epoch: int, numbers: range, move: Move | None = None) -> Generator[Any, None, None]:
-        """Batches `numbers` of an epoch, made ahead in threads, in order; those of `move`, which the threads call, if given."""
+    def stream(self, epoch: int, numbers: range) -> Generator[Any, None, None]:
+        """Batches `numbers` of an epoch, made ahead in threads, in order."""
         step = self._sizing.n_together
         groups = [numbers[i : i + step] for i in range(0, len(numbers), step)]
         jobs = ((group, i == 0) for i, group in enumerate(groups))
-        for lists in shared(lambda one: self._jobs(epoch, *one, move), jobs, self.num_workers, self.depth):
+        for lists in shared(lambda one: self._jobs(epoch, *one), jobs, self.num_workers, self.depth):
             made = [batch for some in reversed(lists) for batch in reversed(some)]
             lists.clear()
             while made:
@@ -193,18 +191,17 @@ class Stream(Epochs, ABC):
                     raise made[-1].error
                 yield made.pop()  # the batch is the caller's now; its buffer is free when they drop it
 
-    def _jobs(self, epoch: int, numbers: range, first: bool, move: Move | None) -> list[Callable[[], list[Any]]]:
+    def _jobs(self, epoch: int, numbers: range, first: bool) -> list[Callable[[], list[Any]]]:
         """One task, the first of all or not, as jobs for any thread each, which together give the batches of these numbers."""
-        return [lambda: self._make(epoch, numbers, move)]
+        return [lambda: self._make(epoch, numbers)]
 
-    def _make(self, epoch: int, numbers: range, move: Move | None) -> list[Any]:
+    def _make(self, epoch: int, numbers: range) -> list[Any]:
         """Batches of these numbers up to one that fails, so that those before it are delivered first."""
         if self.batch_size is not None:
             made: list[Any] = []
             for i in numbers:
                 try:
-                    batch = self.batch(epoch, i)
-                    made.append(batch if move is None else move(batch))
+                    made.append(self.batch(epoch, i))
                 except Exception as error:
                     return [*made, _Failed(error)]
             return made

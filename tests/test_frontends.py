@@ -401,6 +401,9 @@ def test_an_epoch_of_the_sequence_goes_on_after_a_jump_and_after_damage(made: Pa
                     sequence[i]
             else:
                 assert numbers(sequence[i]) == truth[i]
+        sequence[4], sequence[5]
+        with pytest.raises(IndexError):
+            sequence[6]
     sequence.on_epoch_end()
     assert reading.settles(lambda: not reading.our_threads())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import reading
 from reading import convert
 from test_skipping import SKIP, harm, keys
 
+import streamkit
 from streamkit import DamagedError, Loader
 from streamkit.sizing import Sizing
 
@@ -43,9 +46,7 @@ def test_batches_of_several_threads_are_those_of_one(
     assert reading.all_same(truth[2:], list(loader.held(1, batch=2)))
 
 
-def test_the_first_batch_of_an_epoch_is_made_by_all_threads(pictures: Path) -> None:
-    sizing = Loader(pictures, batch_size=64, num_workers=3, **VIEW)._sizing
-    assert sizing.n_together > 1 or (sizing.n_parts, sizing.n_parts_first) == (1, 3)
+def test_the_first_batch_of_an_epoch_is_made_by_all_threads() -> None:
     large = Sizing(1 << 20, 64, 100, 3, 1 << 30, decoding=True)
     assert (large.n_parts, large.n_parts_first) == (1, 3)
     assert Sizing(1 << 20, 64, 100, 3, 1 << 30).n_parts_first == 1  # what is not decoded is there at once
@@ -55,6 +56,49 @@ def test_the_first_batch_of_an_epoch_is_made_by_all_threads(pictures: Path) -> N
 def test_no_thread_is_idle_where_few_batches_fit(budget: int) -> None:
     sizing = Sizing(1 << 20, 64, 100, 16, budget, decoding=True)
     assert sizing.n_parts == 4 if sizing.depth < 4 else sizing.n_parts * sizing.depth >= 16  # 16 samples a part
+
+
+@pytest.mark.parametrize("budget", [1 << 20, 300 << 20, 900 << 20, 2 << 30, 4 << 30])
+@pytest.mark.parametrize("n_threads", [0, 1, 2, 16])
+def test_sharing_a_batch_takes_no_more_than_the_budget(budget: int, n_threads: int) -> None:
+    large = {"scratch_nbytes": 128 << 20, "picture_nbytes": 96 << 20}  # of pictures of 24 million pixels
+    sizing = Sizing(750_000, 256, 100, n_threads, budget, **large, decoding=True)
+    alone = Sizing(750_000, 256, 100, n_threads, budget, **large)
+    assert sizing.depth == alone.depth and sizing.bound_nbytes <= max(budget, alone.bound_nbytes)
+    assert n_threads < 2 or budget < 4 << 30 or sizing.n_parts_first > 1
+
+
+@pytest.mark.fault(51)
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"drop_remainder": True}])
+def test_a_bad_text_beside_a_picture_is_left_out_by_however_many_threads(
+    tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tarfile.open(tmp_path / "in.tar", "w") as tar:
+        for i in range(96):
+            picture = reading.encoded(reading.photo(40, 40, i), "JPEG")
+            for name, data in ((f"{i:03d}.jpg", picture), (f"{i:03d}.txt", b"text %d" % i)):
+                entry = tarfile.TarInfo(name)
+                entry.size = len(data)
+                tar.addfile(entry, io.BytesIO(data))
+    out = convert(tmp_path / "in.tar", tmp_path / "out")
+    index = streamkit.open(out).index()
+    (text,) = (field.name for field in streamkit.open(out).schema if field.kind == "text")
+    reading.flip(out / index.column("shard")[5].as_py(), index.column(f"{text}.offset")[5].as_py() + 1, bits=0x80)
+    options = options | {"batch_size": 64, "dtype": "uint8", **SKIP}
+    truth = list(Loader(out, **options, num_workers=0))
+    parts(monkeypatch, 3)
+    loader = Loader(out, **options, num_workers=3)
+    assert reading.all_same(truth, list(loader)) and len(loader.bad) == 1
+
+
+def test_nothing_is_made_twice_where_nothing_is_bad(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def whole(*arguments: Any) -> None:
+        raise AssertionError("a batch was made whole")
+
+    parts(monkeypatch, 50)
+    monkeypatch.setattr(Loader, "_make", whole)
+    for options in (VIEW, {"image_size": (60, 50), "dtype": "uint8"}):
+        assert len(list(Loader(pictures, batch_size=48, num_workers=3, **options))) == 5  # the last has 8 samples
 
 
 @pytest.mark.fault(51)

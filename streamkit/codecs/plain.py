@@ -11,6 +11,7 @@ True
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ def decode_alike(datas: Sequence[memoryview], plain: Sequence[bool], out: Pixels
     """
     decode_jpeg, space, shape = simplejpeg.decode_jpeg, JPEG_SPACE[out.shape[3]], out.shape[1:]
     rest = []
-    for i, (data, is_plain, slot) in enumerate(zip(datas, plain, out.reshape(len(out), -1), strict=True)):
+    for i, (data, is_plain, slot) in enumerate(zip(datas, plain, out.reshape(len(out), math.prod(shape)), strict=True)):
         try:
             if not is_plain or decode_jpeg(data, space, True, False, 0, 0, 1, slot).shape != shape:
                 rest.append(i)

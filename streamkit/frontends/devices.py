@@ -8,13 +8,14 @@ A transfer runs beside the step before it: `ahead` hands a batch out when the ne
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 
 from streamkit.errors import UsageError
-from streamkit.stream import Move as Move
+
+Move = Callable[[Any], Any]
 
 
 def ahead(move: Move, batches: Generator[Any, None, None] | Any) -> Generator[Any, None, None]:

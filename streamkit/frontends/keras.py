@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from streamkit.ahead import in_order
 from streamkit.errors import UsageError
 from streamkit.frontends.devices import Move, mover
 from streamkit.replicas import refuse_workers_of_keras
@@ -88,16 +89,19 @@ class Batches(keras.utils.PyDataset):
         with self._lock:
             self._epochs.ask(index)
             in_turn, self._previous = index == self._previous + 1, index
-            if self._epochs.begun and in_turn:
-                return _with_texts(self._ahead(index))
+            epoch = self._epochs.current
+            if self._epochs.begun and in_turn and index < len(self):
+                return _with_texts(self._ahead(epoch, index))
             self._warn_of_shuffling()
             self._stream = None  # what it makes ahead is not what is asked for
-            batch = self.loader.batch(self._epochs.current, index)
-            return _with_texts(batch if (move := self._mover()) is None else move(batch))
+        batch = self.loader.batch(epoch, range(len(self))[index])
+        return _with_texts(batch if (move := self._mover()) is None else move(batch))
 
-    def _ahead(self, index: int) -> Any:
+    def _ahead(self, epoch: int, index: int) -> Any:
         if self._stream is None:
-            self._stream = self.loader.stream(self._epochs.current, range(index, len(self)), self._mover())
+            stream, move = self.loader.stream(epoch, range(index, len(self))), self._mover()
+            # Moved in a thread, two ahead: what is made ahead of those waits in the host's memory.
+            self._stream = stream if move is None else in_order(move, stream, n_threads=1, n_ahead=2)
         try:
             return next(self._stream)
         except BaseException:
