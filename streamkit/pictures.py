@@ -42,6 +42,12 @@ class Slots(NamedTuple):
         pixels = self.pixels[where]
         return Slots(pixels, pixels if self.values is self.pixels else self.values[where])
 
+    def converted(self) -> npt.NDArray[Any]:
+        """The values, made of the pixels."""
+        if self.values is not self.pixels:
+            np.copyto(self.values, self.pixels)
+        return self.values
+
 
 class Pictures:
     """Makes the pictures of rows as a view wants them; `seed` is that of crops and flips."""
@@ -79,8 +85,7 @@ class Pictures:
         if self.view.flip:
             for i in np.flatnonzero(flips((self.seed, epoch), rows)).tolist():
                 mirror(out[i])
-        if slots.values is not out:
-            np.copyto(slots.values, out)
+        slots.converted()
 
     def single(self, field: Field, one: Ints, epoch: int) -> npt.NDArray[Any]:
         """The picture of one row at the view's size, or at its own: (height, width, channels)."""
@@ -92,10 +97,7 @@ class Pictures:
             pixels = recolor(self._stored(field, one)[0], self.view.n_channels(field)).copy()
         if self.view.flip and flips((self.seed, epoch), one)[0]:
             mirror(pixels)
-        values = self._values(field, pixels)
-        if values is not pixels:
-            np.copyto(values, pixels)
-        return values
+        return Slots(pixels, self._values(field, pixels)).converted()
 
     def _values(self, field: Field, pixels: Pixels) -> npt.NDArray[Any]:
         """Room for the same in the view's dtype: `pixels` itself, where it has that."""

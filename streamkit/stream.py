@@ -182,8 +182,8 @@ class Stream(Epochs, ABC):
         """Batches `numbers` of an epoch, made ahead in threads, in order."""
         step = self._sizing.n_together
         groups = [numbers[i : i + step] for i in range(0, len(numbers), step)]
-        jobs = ((group, i == 0) for i, group in enumerate(groups))
-        for lists in shared(lambda one: self._jobs(epoch, *one), jobs, self.num_workers, self.depth):
+        tasks = ((group, i == 0) for i, group in enumerate(groups))
+        for lists in shared(lambda task: self._jobs(epoch, *task), tasks, self.num_workers, self.depth):
             made = [batch for some in reversed(lists) for batch in reversed(some)]
             lists.clear()
             while made:
