@@ -37,7 +37,7 @@ class BadRange(Exception):
         self.i, self.reason = i, reason
 
 
-_ABI = 4  # streamkit_abi() of the source that these calls are written for
+_ABI = 5  # streamkit_abi() of the source that these calls are written for
 
 
 def _load() -> Any:
@@ -71,6 +71,11 @@ _library = _load()
 def available() -> bool:
     """True where the C code is in use; without it nothing changes but the speed."""
     return _library is not None
+
+
+def library() -> Any:
+    """The C code as ctypes loaded it; None where it is not in use."""
+    return _library
 
 
 def map_file(fd: int, nbytes: int) -> int:
@@ -113,7 +118,7 @@ def read(
         _read(fds.tolist(), offsets.tolist(), lengths.tolist(), memory, places.tolist(), sums)
     else:
         fds = np.ascontiguousarray(fds, np.int32)
-        _call(functools.partial(_library.streamkit_read, _at(fds)), offsets, lengths, memory, places, crcs)
+        _call(functools.partial(_library.streamkit_read, address(fds)), offsets, lengths, memory, places, crcs)
 
 
 def copy(sources: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.NDArray[np.uint32] | None) -> None:
@@ -137,7 +142,7 @@ class Sums:
         self.crcs = np.zeros(len(offsets), np.uint32)
         self._done = ctypes.c_int64()
         self._carry = ctypes.c_uint32()  # of the range that goes on in the next block; in C without the last complement
-        places = (_at(self.offsets), _at(self.lengths), _at(self.crcs))
+        places = (address(self.offsets), address(self.lengths), address(self.crcs))
         self._state = (len(self.crcs), *places, ctypes.byref(self._done), ctypes.byref(self._carry))
 
     @property
@@ -154,7 +159,7 @@ class Sums:
             got = os.preadv(fd, [memoryview(block)], at)  # type: ignore[arg-type]
             self._sum(memoryview(block)[:got], at)  # type: ignore[arg-type]
             return got
-        got = _library.streamkit_pass(fd, at, block.nbytes, _at(block), *self._state)
+        got = _library.streamkit_pass(fd, at, block.nbytes, address(block), *self._state)
         if got < 0:
             raise OSError(-got, os.strerror(-got))
         return int(got)
@@ -181,12 +186,12 @@ def _call(
     n = len(starts)
     done = function(
         n,
-        _at(starts),
-        _at(lengths),
-        _at(memory),
+        address(starts),
+        address(lengths),
+        address(memory),
         memory.nbytes,
-        _at(places),
-        _at(crcs),
+        address(places),
+        address(crcs),
         ctypes.byref(reason),
         ctypes.byref(found),
     )
@@ -216,19 +221,19 @@ def gather(
         for row, source, offset in zip(memory, which.tolist(), offsets.tolist(), strict=True):
             row.view(f"V{run_nbytes}")[:] = runs[source][(offset + starts) // run_nbytes]
         return
-    bases = np.array([_at(source) for source in sources], np.int64)[which] + offsets
+    bases = np.array([address(source) for source in sources], np.int64)[which] + offsets
     starts = np.ascontiguousarray(starts, np.int32)
     lines = np.sort(starts)[np.flatnonzero(np.diff(np.sort(starts) >> 6, prepend=-1))[:_MAX_LINES]]
     _library.streamkit_gather(
         len(bases),
-        _at(bases),
-        _at(memory),
+        address(bases),
+        address(memory),
         memory.strides[0],
         len(starts),
-        _at(starts),
+        address(starts),
         run_nbytes,
         len(lines),
-        _at(lines),
+        address(lines),
     )
 
 
@@ -236,7 +241,8 @@ _MAX_LINES = 512  # of a row that are fetched ahead: what the nearest cache hold
 _NO_ROOM = "a range would leave the memory it is read into"
 
 
-def _at(array: npt.NDArray[Any] | None) -> int | None:
+def address(array: npt.NDArray[Any] | None) -> int | None:
+    """Where an array lies in memory; None of None."""
     # array.ctypes.data makes an object on the way, at three times the price
     return None if array is None else array.__array_interface__["data"][0]
 

@@ -82,9 +82,14 @@ class Payloads:
 
     def stored(self, field: Field, rows: Ints) -> list[memoryview]:
         """The stored bytes of each row, read into one buffer."""
+        memory, starts, lengths = self.packed(field, rows)
+        view = memoryview(memory)  # type: ignore[arg-type]
+        return [view[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
+
+    def packed(self, field: Field, rows: Ints) -> tuple[npt.NDArray[np.uint8], Ints, Ints]:
+        """The same as one array, where each row's bytes begin in it, and how many they are [B], int64 (n,)."""
         lengths = self.reader.lengths(field.name, rows)
         ends = np.cumsum(lengths)
-        starts = ends - lengths
         total = int(ends[-1]) if len(ends) else 0
         if total > MAX_RANGE_NBYTES and total > available_memory():
             raise ResourceError(
@@ -92,7 +97,6 @@ class Payloads:
                 path=self.reader.manifest.path,
                 hint="Pass a smaller batch_size=.",
             )
-        memory = np.empty(total, np.uint8)
+        memory, starts = np.empty(total, np.uint8), ends - lengths
         self.reader.read(field.name, rows, memory, starts)
-        view = memoryview(memory)  # type: ignore[arg-type]
-        return [view[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return memory, starts, lengths

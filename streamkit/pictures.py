@@ -20,8 +20,9 @@ import numpy.typing as npt
 from streamkit.augment import center_boxes, flips, random_boxes
 from streamkit.buffers import Buffers
 from streamkit.codecs import image
-from streamkit.codecs.plain import decode_alike, plain_decoder
+from streamkit.codecs.plain import decode_alike, decode_each
 from streamkit.codecs.resize import EXACT, cut_out, decode_at_least, mirror, recolor, resize
+from streamkit.codecs.turbo import Files
 from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
 from streamkit.schema import Field
@@ -128,23 +129,31 @@ class Pictures:
         return list(stored)
 
     def _decode_into(self, field: Field, rows: Ints, out: Pixels, boxes: npt.NDArray[np.float64] | None) -> None:
-        """Decode encoded pictures and fit each, or its box, into its slot; what can be, is computed for all at once."""
-        stored, plain = self.payloads.stored(field, rows), self._plain(field, rows)
+        """Decode encoded pictures and fit each, or its box, into its slot; what can be, is done for many at once."""
+        files = Files(*self.payloads.packed(field, rows), self._plain(field, rows))
         if boxes is None and field.shape[:2] == out.shape[1:3]:
-            for i in decode_alike(stored, plain.tolist(), out):
-                self._fit(field, self._decode(field, int(rows[i]), stored[i]), out[i], None)
+            for i in decode_alike(files, out):
+                self._fit(field, self._decode(field, int(rows[i]), files.data(i)), out[i], None)
             return
         how = self._interpolation(field)
-        parts = np.tile((0.0, 0.0, 1.0, 1.0), (len(rows), 1)) if boxes is None else boxes
-        least = decode_at_least(out.shape[1:3] / parts[:, 2:], how)
-        upper = parts[:, 0] + parts[:, 2] if boxes is not None and self.known_whole else np.ones(len(rows))
-        decode = plain_decoder(self.view.n_channels(field), how in EXACT, self.max_pixels)
-        each = zip(stored, plain.tolist(), least.tolist(), upper.tolist(), parts.tolist(), strict=True)
-        for i, (data, is_plain, (height, width), share, part) in enumerate(each):
-            pixels = decode(data, height, width, share) if is_plain else None
-            if pixels is None:
-                pixels = self._decode(field, int(rows[i]), data, (height, width))
-            self._fit(field, pixels, out[i], None if boxes is None else part)
+        sizes = np.tile(out.shape[1:3], (len(rows), 1)) if boxes is None else out.shape[1:3] / boxes[:, 2:]
+        least = decode_at_least(sizes, how)
+        each = decode_each(
+            files,
+            least,
+            boxes,
+            self.view.n_channels(field),
+            accurate=how in EXACT,
+            upper_alone=self.known_whole,
+            max_pixels=self.max_pixels,
+        )
+        for i, pixels in enumerate(each):
+            if pixels is not None:
+                self._fit(field, pixels, out[i], None)
+                continue
+            height, width = least[i].tolist()
+            pixels = self._decode(field, int(rows[i]), files.data(i), (height, width))
+            self._fit(field, pixels, out[i], None if boxes is None else boxes[i].tolist())
 
     def _plain(self, field: Field, rows: Ints) -> npt.NDArray[np.bool_]:
         """Which pictures are not to be turned and have no four channels: JPEGs among them are plain ones."""

@@ -205,7 +205,7 @@ static uint32_t copy_and_sum(char *to, const char *at, size_t n, int past_caches
 /* Raised whenever the arguments of a function here or in gather.c change, with native.py's: a library left over from an
  * older build is then passed over, instead of being called wrongly. */
 int streamkit_abi(void) {
-    return 4;
+    return 5;
 }
 
 /* 1 where this processor has the crc32c instruction. */

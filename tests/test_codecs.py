@@ -13,16 +13,12 @@ import hdf5plugin
 import numpy as np
 import PIL.Image
 import pytest
-import simplejpeg
 from converting import assert_same_picture, encoded, noise, picture, pillow, png_chunk, psnr, rotated, saved, with_exif
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from streamkit.codecs import array, image
-from streamkit.codecs.image import scratch
-from streamkit.codecs.plain import decode_alike, plain_decoder
-from streamkit.codecs.upper import upper_lines
 
 # Pictures: one rule a mode, each with a golden pixel
 
@@ -197,18 +193,6 @@ def test_jpeg_at_the_smallest_scale_that_is_large_enough() -> None:
     assert image.decode(turned, channels=3, at_least=(160, 100)).shape[:2] == (160, 100)
 
 
-def test_pictures_decoded_alike_are_those_decoded_one_by_one() -> None:
-    right = [encoded(noise(16, 24), "JPEG"), encoded(picture(16, 24), "JPEG")]
-    others = [encoded(picture(16, 24), "PNG"), encoded(picture(8, 24), "JPEG"), encoded(picture(24, 16), "JPEG")]
-    others += [encoded(picture(32, 24), "JPEG"), right[0][:-20], b""]
-    datas = [right[0], *others, right[1]]
-    out = np.zeros((len(datas), 16, 24, 3), np.uint8)
-    assert decode_alike([memoryview(d) for d in datas], [True] * len(datas), out) == list(range(1, len(datas) - 1))
-    for slot, data in zip(out[[0, -1]], right, strict=True):
-        np.testing.assert_array_equal(slot, image.decode(data, channels=3))
-        assert_same_picture(slot, pillow(data), "a.jpg")
-
-
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_a_picture_cut_short_is_bad_and_nothing_else(format: str) -> None:
     data = encoded(noise(24, 24), format)
@@ -267,78 +251,6 @@ def test_odd_metadata_makes_no_bad_picture() -> None:
         image.check(with_exif(encoded(picture(8, 9)), b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0")).width
         == 8
     )
-
-
-# The upper lines of a JPEG alone
-
-
-def jpeg(width: int, height: int, seed: int, subsampling: int = 2, **options: Any) -> bytes:
-    """Noise under a slope, so that every line and column differs. Subsampling as Pillow counts it: 0 4:4:4, 2 4:2:0."""
-    slope = np.linspace(0, 200, width * height * 3).reshape(height, width, 3)
-    pixels = (slope + np.random.default_rng(seed).integers(0, 56, (height, width, 3))).astype(np.uint8)
-    return saved(PIL.Image.fromarray(pixels), "JPEG", quality=80, subsampling=subsampling, **options)
-
-
-@given(
-    width=st.integers(60, 150),
-    height=st.integers(1, 200),
-    share=st.floats(0, 1),
-    at_least=st.tuples(st.integers(0, 210), st.integers(0, 160)),
-    subsampling=st.sampled_from([0, 1, 2]),
-    channels=st.sampled_from([1, 3, 4]),
-    accurate=st.booleans(),
-)
-def test_upper_lines_are_those_of_the_whole_picture(
-    width: int, height: int, share: float, at_least: tuple[int, int], subsampling: int, channels: int, accurate: bool
-) -> None:
-    data = jpeg(width, height, seed=height, subsampling=subsampling)
-    size = None if at_least == (0, 0) else at_least
-    whole = image.decode(data, channels=channels, orientation=1, at_least=size, accurate=accurate).copy()
-    scratch(1)[: whole.size] = 7
-    upper = plain_decoder(channels, accurate, 1 << 20)(data, *at_least, share)
-    assert upper is not None
-    assert upper.shape == whole.shape
-    wanted = min(len(whole), round(share * len(whole)) + 1)
-    assert (upper[:wanted] == whole[:wanted]).all()
-
-
-def test_lines_below_are_not_decoded() -> None:
-    data = jpeg(100, 400, seed=0)
-    buffer = np.full(100 * 400 * 3, 7, np.uint8)
-    alive = memoryview(bytearray(data))
-    upper = upper_lines(alive, 0.5, "RGB", (0, 0), True, buffer)
-    assert bytes(alive) == data
-    assert upper is not None and (upper[:200] != 7).any(axis=(1, 2)).all() and (upper[250:] == 7).all()
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        jpeg(100, 400, 0, progressive=True),
-        jpeg(100, 400, 0, restart_marker_rows=1),
-        jpeg(100, 400, 0)[:900],  # cut in the lines wanted
-        jpeg(100, 400, 0)[:300],  # cut in the header
-        jpeg(30, 400, 0),
-        b"\xff\xd8\xff",
-    ],
-)
-def test_jpegs_that_must_be_decoded_whole(data: bytes) -> None:
-    assert upper_lines(data, 0.5, "RGB", (0, 0), True, np.empty(1 << 20, np.uint8)) is None
-
-
-@given(share=st.floats(0, 0.9), at=st.integers(640, 3000), value=st.integers(0, 255))
-def test_damage_in_the_lines_wanted_is_told_of(share: float, at: int, value: int) -> None:
-    """Of a JPEG with one byte changed, the upper lines are those that decoding it whole gives, or none at all."""
-    data = bytearray(jpeg(100, 400, seed=1))
-    data[at] = value
-    buffer = np.empty(1 << 20, np.uint8)
-    upper = upper_lines(bytes(data), share, "RGB", (0, 0), True, buffer)
-    try:
-        whole = simplejpeg.decode_jpeg(bytes(data), "RGB", True, strict=False)
-    except ValueError:
-        assert upper is None
-    else:
-        assert upper is None or (upper[: int(share * 400)] == whole[: int(share * 400)]).all()
 
 
 # Arrays

@@ -24,8 +24,8 @@ import reading
 from reading import all_same, convert, same
 
 import streamkit
-from streamkit import DamagedError, Loader, UsageError
-from streamkit.codecs import image, plain
+from streamkit import DamagedError, Loader, UsageError, pictures
+from streamkit.codecs import image
 from streamkit.codecs.resize import resize
 
 N = 50  # rows of the numbered tables
@@ -451,18 +451,18 @@ def test_crops_of_pictures_known_to_be_whole_are_the_same_with_less_decoding(tmp
     """Lines below a crop are left out only where the conversion has decoded them, and show in no batch."""
     files = {f"a/{i}.jpg": converting.encoded(converting.noise(260, 300, seed=i), "JPEG") for i in range(6)}
     source = converting.write_files(tmp_path / "raw", files)
-    n_shortened, batches = [], []
+    shortened, batches = [], []
     for check in ("header", "decode"):
         loader = Loader(
             convert(source, tmp_path / check, check=check), crop="random", image_size=(64, 48), shuffle=False
         )
-        with mock.patch.object(plain, "upper_lines", wraps=plain.upper_lines) as shortened:
+        with mock.patch.object(pictures, "decode_each", wraps=pictures.decode_each) as decoding:
             batches.append([])
             for loader.epoch in range(4):
                 batches[-1] += [x for x, _ in loader]
-        n_shortened.append(shortened.call_count)
+        shortened.append({call.kwargs["upper_alone"] for call in decoding.call_args_list})
     assert same(*batches) and len(batches[0]) == 4
-    assert n_shortened[0] == 0 < n_shortened[1]
+    assert shortened == [{False}, {True}]
 
 
 def test_a_crop_of_a_picture_not_known_to_be_whole_finds_damage_below_it(tmp_path: Path) -> None:
