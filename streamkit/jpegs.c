@@ -1,4 +1,4 @@
-/* Decode many JPEGs at a call, outside Python's lock, of each only the part that is wanted.
+/* Decode many JPEGs at a call, outside Python's lock, of each only the part that is wanted, resized on the way.
  *
  * The decoder is the libjpeg-turbo of a package that is there anyway; codecs/turbo.py finds it, loads this with ranges.c,
  * and is held to what simplejpeg gives. Its headers are not: what is needed of its interface stands below. The library
@@ -13,9 +13,14 @@
 #include <string.h>
 
 #define MAX_STRUCT_NBYTES 1024
-#define MAX_SIDE 65535
 #define LINES_AT_ONCE 16
 #define MARGIN 8 /* pixels decoded left and right of a part: colours at its edges are smoothed with those beyond */
+
+/* resize.c */
+void streamkit_axis(int64_t n_in, int64_t n_out, int mirrored, int32_t *at, uint32_t *weights);
+void streamkit_blend(int64_t n, const uint8_t *above, const uint8_t *below, uint32_t weights, int16_t *out);
+void streamkit_pick(int64_t n, int64_t channels, const int16_t *line, const int32_t *at, const uint32_t *weights,
+                    uint8_t *out);
 
 enum { GRAY = 1, RGB = 2, YCBCR = 3, TO_RGB = 6, TO_RGBA = 12 }; /* J_COLOR_SPACE */
 
@@ -65,12 +70,20 @@ struct work {
     struct decoder decoder;
     struct messages messages;
     jmp_buf escape;
-    uint8_t *line; /* room for one, where a part of it is wanted */
+    char *room; /* for lines on their way, kept from one picture to the next */
+    size_t room_nbytes;
 };
 
 struct wish { /* in the order of codecs/turbo.py */
-    int64_t channels, accurate, upper_alone;
+    int64_t height, width, channels; /* of every slot; (0, 0): as the part comes out */
+    int64_t resizing;                /* or else a part of another size is left alone */
+    int64_t accurate, upper_alone;
     int64_t max_nbytes; /* of a picture decoded whole */
+};
+
+struct part { /* in pixels at the scale decoded at; and where the lines that are decoded begin, and how long they are */
+    int64_t top, bottom, left, right;
+    uint32_t begin, n;
 };
 
 static void escape(struct decoder *decoder) { longjmp(((struct work *)decoder->owner)->escape, 1); }
@@ -105,125 +118,175 @@ int64_t streamkit_jpegs_fit(const struct turbo *turbo) {
     return 1;
 }
 
-/* The smallest of the usual scales that reaches what is wanted, as far as the picture does; 0 wants all of it. */
+static char *room(struct work *work, int64_t nbytes) {
+    if (work->room_nbytes < (size_t)nbytes) {
+        free(work->room);
+        work->room = malloc((size_t)nbytes);
+        work->room_nbytes = work->room ? (size_t)nbytes : 0;
+    }
+    if (!work->room)
+        escape(&work->decoder);
+    return work->room;
+}
+
+/* The smallest of the usual scales that reaches what is wanted, as far as the picture does; (0, 0) wants its own size. */
 static unsigned eighths(const struct decoder *decoder, const int32_t *least) {
     static const unsigned scales[] = {1, 2, 3, 4};
-    uint32_t height = least[0] && (uint32_t)least[0] < decoder->height ? (uint32_t)least[0] : decoder->height;
-    uint32_t width = least[1] && (uint32_t)least[1] < decoder->width ? (uint32_t)least[1] : decoder->width;
-    for (int i = 0; i < 4; i++)
+    uint32_t height = (uint32_t)least[0] < decoder->height ? (uint32_t)least[0] : decoder->height;
+    uint32_t width = (uint32_t)least[1] < decoder->width ? (uint32_t)least[1] : decoder->width;
+    for (int i = 0; i < 4 && (least[0] || least[1]); i++)
         if ((decoder->height * scales[i] + 7) / 8 >= height && (decoder->width * scales[i] + 7) / 8 >= width)
             return scales[i];
     return 8;
 }
 
 /* Where a share of a side begins and ends, in pixels: what codecs/resize.py cuts out. */
-static void part(double begin, double share, uint32_t side, int64_t *from, int64_t *to) {
-    *from = (int64_t)rint(begin * side);
-    *to = (int64_t)rint((begin + share) * side);
+static void cut(double begin, double share, int64_t side, int64_t *from, int64_t *to) {
+    *from = (int64_t)rint(begin * (double)side);
+    *to = (int64_t)rint((begin + share) * (double)side);
     *to = *to > *from ? *to : *from + 1;
-    *from = *from < (int64_t)side - 1 ? *from : (int64_t)side - 1;
-    *to = *to < (int64_t)side ? *to : (int64_t)side;
+    *from = *from < side - 1 ? *from : side - 1;
+    *to = *to < side ? *to : side;
 }
 
-/* The next line, into room of its own. */
-static void one_line(struct work *work, const struct turbo *turbo) {
-    if (!work->line && !(work->line = malloc((size_t)MAX_SIDE * 4)))
-        escape(&work->decoder);
-    turbo->lines(&work->decoder, &work->line, 1);
-}
-
-/* One picture, or its part, into `out`: 1 and its shape, or 0 where it is damaged, too large or of another kind. */
-static int decode(struct work *work, const struct turbo *turbo, const struct wish *wish, const uint8_t *data,
-                  int64_t nbytes, const int32_t *least, const double *box, uint8_t *out, int32_t *shape) {
+/* Read the header, choose the scale, and go to the first line of the part. */
+static struct part begin(struct work *work, const struct turbo *turbo, const struct wish *wish, const uint8_t *data,
+                         int64_t nbytes, const int32_t *least, const double *box) {
     struct decoder *decoder = &work->decoder;
-    const int32_t wanted[2] = {shape[0], shape[1]};
-    shape[0] = shape[1] = 0;
-    if (setjmp(work->escape)) {
-        turbo->abort(decoder);
-        return 0;
-    }
     turbo->source(decoder, data, (unsigned long)nbytes);
     turbo->header(decoder, 1);
     if (decoder->stored_space != GRAY && decoder->stored_space != RGB && decoder->stored_space != YCBCR)
         escape(decoder);
-    if (!least && ((int64_t)decoder->height != wanted[0] || (int64_t)decoder->width != wanted[1]))
-        escape(decoder);
     decoder->space = wish->channels == 1 ? GRAY : wish->channels == 3 ? TO_RGB : TO_RGBA;
     decoder->dct = !wish->accurate;
-    decoder->scale = least && (least[0] || least[1]) ? eighths(decoder, least) : 8;
+    decoder->scale = eighths(decoder, least);
     decoder->scale_of = 8;
     turbo->start(decoder);
-    int64_t height = decoder->out_height, width = decoder->out_width, channels = wish->channels;
-    if (height * width * channels > wish->max_nbytes)
+    int64_t height = decoder->out_height, width = decoder->out_width;
+    if (height * width * wish->channels > wish->max_nbytes)
         escape(decoder);
-    int64_t top = 0, bottom = height, left = 0, right = width;
+    struct part part = {0, height, 0, width, 0, (uint32_t)width};
     if (box) {
-        part(box[0], box[2], decoder->out_height, &top, &bottom);
-        part(box[1], box[3], decoder->out_width, &left, &right);
+        cut(box[0], box[2], height, &part.top, &part.bottom);
+        cut(box[1], box[3], width, &part.left, &part.right);
     }
-    uint32_t begin = left > MARGIN ? (uint32_t)left - MARGIN : 0;
-    uint32_t n = (right + MARGIN < width ? (uint32_t)right + MARGIN : (uint32_t)width) - begin;
-    if (n < width)
-        turbo->crop(decoder, &begin, &n);
-    if (top)
-        turbo->skip(decoder, (uint32_t)top);
-    int64_t pitch = (right - left) * channels;
-    while (decoder->line < bottom) {
-        if (right - left < (int64_t)n) {
-            int64_t line = decoder->line - top;
-            one_line(work, turbo);
-            memcpy(out + line * pitch, work->line + (left - begin) * channels, (size_t)pitch);
-        } else {
-            uint8_t *lines[LINES_AT_ONCE];
-            int64_t n_left = bottom - decoder->line;
-            for (int64_t i = 0; i < LINES_AT_ONCE; i++)
-                lines[i] = out + (decoder->line - top + i) * pitch;
-            turbo->lines(decoder, lines, (uint32_t)(n_left < LINES_AT_ONCE ? n_left : LINES_AT_ONCE));
+    if (part.left > MARGIN || part.right + MARGIN < width) {
+        part.begin = part.left > MARGIN ? (uint32_t)part.left - MARGIN : 0;
+        part.n = (uint32_t)(part.right + MARGIN < width ? part.right + MARGIN : width) - part.begin;
+        turbo->crop(decoder, &part.begin, &part.n);
+    }
+    if (part.top)
+        turbo->skip(decoder, (uint32_t)part.top);
+    return part;
+}
+
+/* The part as it is, mirrored if need be. */
+static void keep(struct work *work, const struct turbo *turbo, const struct part *part, int64_t channels, int mirrored,
+                 uint8_t *out) {
+    int64_t width = part->right - part->left, pitch = width * channels;
+    int straight = width == part->n && !mirrored;
+    uint8_t *lines[LINES_AT_ONCE];
+    lines[0] = straight ? NULL : (uint8_t *)room(work, part->n * channels);
+    for (int64_t line = part->top; line < part->bottom; line = work->decoder.line) {
+        uint8_t *to = out + (line - part->top) * pitch;
+        if (straight) {
+            int64_t n = part->bottom - line < LINES_AT_ONCE ? part->bottom - line : LINES_AT_ONCE;
+            for (int64_t i = 0; i < n; i++)
+                lines[i] = to + i * pitch;
+            turbo->lines(&work->decoder, lines, (uint32_t)n);
+            continue;
         }
+        turbo->lines(&work->decoder, lines, 1);
+        const uint8_t *from = lines[0] + (part->left - part->begin) * channels;
+        if (!mirrored)
+            memcpy(to, from, (size_t)pitch);
+        for (int64_t x = 0; mirrored && x < width; x++)
+            memcpy(to + x * channels, from + (width - 1 - x) * channels, (size_t)channels);
     }
-    if (bottom < height && wish->upper_alone) {
-        turbo->abort(decoder);
-    } else {
-        if (bottom < height) { /* lines that are skipped at the end are not looked at, so the last one is asked for */
-            if (bottom < height - 1)
-                turbo->skip(decoder, (uint32_t)(height - 1 - bottom));
-            one_line(work, turbo);
+}
+
+/* The part resized, two of its lines at a time. */
+static void resize(struct work *work, const struct turbo *turbo, const struct part *part, const struct wish *wish,
+                   int mirrored, uint8_t *out) {
+    int64_t channels = wish->channels, pitch = part->n * channels, n_at = wish->height + wish->width;
+    int64_t height = part->bottom - part->top, width = part->right - part->left;
+    int32_t *at = (int32_t *)room(work, n_at * 8 + (width + 2) * channels * 2 + 32 + 2 * pitch);
+    uint32_t *weights = (uint32_t *)(at + n_at);
+    int16_t *blended = (int16_t *)(weights + n_at);
+    uint8_t *lines[2];
+    lines[0] = (uint8_t *)(blended + (width + 2) * channels + 16);
+    lines[1] = lines[0] + pitch;
+    streamkit_axis(width, wish->width, mirrored, at, weights);
+    streamkit_axis(height, wish->height, 0, at + wish->width, weights + wish->width);
+    memset(blended + width * channels, 0, (size_t)(2 * channels + 16) * 2);
+    int64_t n_read = 0, offset = (part->left - part->begin) * channels;
+    for (int64_t y = 0; y < wish->height; y++) {
+        int64_t above = at[wish->width + y], below = height > 1 ? above + 1 : above;
+        for (; n_read <= below; n_read++)
+            turbo->lines(&work->decoder, &lines[n_read % 2], 1);
+        streamkit_blend(width * channels, lines[above % 2] + offset, lines[below % 2] + offset,
+                        weights[wish->width + y], blended);
+        streamkit_pick(wish->width, channels, blended, at, weights, out + y * wish->width * channels);
+    }
+}
+
+/* Look at what has not been decoded, as far as need be. */
+static void end(struct work *work, const struct turbo *turbo, const struct part *part, const struct wish *wish) {
+    struct decoder *decoder = &work->decoder;
+    if (decoder->line < decoder->out_height) {
+        if (wish->upper_alone) {
+            turbo->abort(decoder);
+            return;
         }
-        turbo->finish(decoder);
+        if (decoder->line < decoder->out_height - 1)
+            turbo->skip(decoder, decoder->out_height - 1 - decoder->line);
+        uint8_t *line = (uint8_t *)room(work, part->n * wish->channels); /* lines skipped at the end are not read */
+        turbo->lines(decoder, &line, 1);
     }
-    shape[0] = (int32_t)(bottom - top);
-    shape[1] = (int32_t)(right - left);
+    turbo->finish(decoder);
+}
+
+/* One picture, or its part: 1 and its shape, or 0 where it is damaged, too large or of another kind. */
+static int decode(struct work *work, const struct turbo *turbo, const struct wish *wish, const uint8_t *data,
+                  int64_t nbytes, const int32_t *least, const double *box, int mirrored, uint8_t *out, int32_t *shape) {
+    if (setjmp(work->escape)) {
+        turbo->abort(&work->decoder);
+        return 0;
+    }
+    struct part part = begin(work, turbo, wish, data, nbytes, least, box);
+    int64_t height = part.bottom - part.top, width = part.right - part.left;
+    int fits = !wish->height || (height == wish->height && width == wish->width);
+    if (!fits && !wish->resizing)
+        escape(&work->decoder);
+    if (fits)
+        keep(work, turbo, &part, wish->channels, mirrored, out);
+    else
+        resize(work, turbo, &part, wish, mirrored, out);
+    end(work, turbo, &part, wish);
+    shape[0] = (int32_t)(fits ? height : wish->height);
+    shape[1] = (int32_t)(fits ? width : wish->width);
     return 1;
 }
 
-/* Decode pictures one behind the other into `out`, as far as `enough` bytes; how many were looked at. shapes[i] is what
- * picture i has become, (0, 0) where it must be decoded otherwise: it is the last one then.
+/* Decode n pictures, each into its slot of `out`, or one as it comes. shapes[i] is what picture i has become, (0, 0) where
+ * it must be decoded otherwise; its slot may have been written to. 0 if there is no memory for a decoder.
  *
- * Picture i lies at memory + starts[i]. It is decoded at the smallest scale that reaches least[i], and of it the part
- * boxes[i]: top, left, height and width as shares. Without `least`, all must have the shape that shapes[0] says, picture i
- * goes to place i, and the others do not end it.
+ * Picture i lies at memory + starts[i]. It is decoded at the smallest scale that reaches least[i], of it the part boxes[i]:
+ * top, left, height and width as shares; mirrored[i] swaps left and right.
  */
 int64_t streamkit_jpegs(const struct turbo *turbo, const struct wish *wish, int64_t n, const uint8_t *memory,
                         const int64_t *starts, const int64_t *lengths, const uint8_t *plain, const int32_t *least,
-                        const double *boxes, int64_t enough, uint8_t *out, int32_t *shapes) {
+                        const double *boxes, const uint8_t *mirrored, uint8_t *out, int32_t *shapes) {
     struct work work;
-    if (!n || !ready(&work, turbo))
+    if (!ready(&work, turbo))
         return 0;
-    const int32_t alike[2] = {shapes[0], shapes[1]};
-    int64_t i = 0;
-    for (int64_t at = 0; i < n && at < enough;) {
-        int32_t *shape = shapes + 2 * i;
-        memcpy(shape, alike, sizeof alike);
-        int done = plain[i] && decode(&work, turbo, wish, memory + starts[i], lengths[i], least ? least + 2 * i : NULL,
-                                      boxes ? boxes + 4 * i : NULL, out + at, shape);
-        if (!done)
-            shape[0] = shape[1] = 0;
-        at += least ? (int64_t)shape[0] * shape[1] * wish->channels : (int64_t)alike[0] * alike[1] * wish->channels;
-        i++;
-        if (!done && least)
-            break;
-    }
+    int64_t slot = wish->height * wish->width * wish->channels;
+    memset(shapes, 0, (size_t)n * 2 * sizeof *shapes);
+    for (int64_t i = 0; i < n; i++)
+        if (plain[i])
+            decode(&work, turbo, wish, memory + starts[i], lengths[i], least + 2 * i, boxes ? boxes + 4 * i : NULL,
+                   mirrored && mirrored[i], out + i * slot, shapes + 2 * i);
     turbo->destroy(&work.decoder);
-    free(work.line);
-    return i;
+    free(work.room);
+    return 1;
 }

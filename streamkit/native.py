@@ -61,6 +61,8 @@ def _load() -> Any:
             library.streamkit_gather.restype = None
             rows, runs, lines = [number, pointer], [number, pointer, number], [number, pointer]
             library.streamkit_gather.argtypes = [*rows, pointer, number, *runs, *lines]
+            library.streamkit_resize.restype = number
+            library.streamkit_resize.argtypes = [*[number] * 3, pointer, *[number] * 3, pointer]
             return library
     return None
 
@@ -235,6 +237,19 @@ def gather(
         len(lines),
         address(lines),
     )
+
+
+def resize(pixels: Bytes, out: Bytes) -> bool:
+    """Resize a picture (height, width, channels) into `out`, contiguous, of as many channels: bilinear, as OpenCV's
+    INTER_LINEAR_EXACT. False where that must be asked: without the C code, or for pixels that do not lie in lines."""
+    (height, width, channels), (line, *rest) = pixels.shape, pixels.strides
+    if _library is None or not pixels.size or rest != [channels, 1] or line < 0 or not out.flags.c_contiguous:
+        return False
+    if out.shape[2] != channels or pixels.dtype != np.uint8 or out.dtype != np.uint8:
+        raise ValueError("pixels and their place must be uint8 and have as many channels")
+    if not _library.streamkit_resize(height, width, channels, address(pixels), line, *out.shape[:2], address(out)):
+        raise MemoryError("no memory for a line of pixels")
+    return True
 
 
 _MAX_LINES = 512  # of a row that are fetched ahead: what the nearest cache holds

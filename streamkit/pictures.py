@@ -20,9 +20,9 @@ import numpy.typing as npt
 from streamkit.augment import center_boxes, flips, random_boxes
 from streamkit.buffers import Buffers
 from streamkit.codecs import image
-from streamkit.codecs.plain import decode_alike, decode_each
+from streamkit.codecs.plain import decode_into, decode_part
 from streamkit.codecs.resize import EXACT, cut_out, decode_at_least, mirror, recolor, resize
-from streamkit.codecs.turbo import Files
+from streamkit.codecs.turbo import Files, How
 from streamkit.manifest import Manifest
 from streamkit.payloads import Payloads
 from streamkit.schema import Field
@@ -76,15 +76,16 @@ class Pictures:
         """Put the pictures of `rows` into as many slots."""
         out = slots.pixels
         boxes = self._boxes(field, rows, epoch)
+        mirrored = flips((self.seed, epoch), rows) if self.view.flip else np.zeros(len(rows), bool)
         if field.is_encoded_image:
-            self._decode_into(field, rows, out, boxes)
-        elif field.shape == out.shape[1:] and boxes is None:
-            self.payloads.raw_into(field, rows, out)
+            self._decode_into(field, rows, out, boxes, mirrored)
         else:
-            for i, pixels in enumerate(self._stored(field, rows)):
-                self._fit(field, recolor(pixels, out.shape[3]), out[i], None if boxes is None else boxes[i])
-        if self.view.flip:
-            for i in np.flatnonzero(flips((self.seed, epoch), rows)).tolist():
+            if field.shape == out.shape[1:] and boxes is None:
+                self.payloads.raw_into(field, rows, out)
+            else:
+                for i, pixels in enumerate(self._stored(field, rows)):
+                    self._fit(field, recolor(pixels, out.shape[3]), out[i], None if boxes is None else boxes[i])
+            for i in np.flatnonzero(mirrored).tolist():
                 mirror(out[i])
         slots.converted()
 
@@ -128,32 +129,32 @@ class Pictures:
         self.payloads.raw_into(field, rows, stored)
         return list(stored)
 
-    def _decode_into(self, field: Field, rows: Ints, out: Pixels, boxes: npt.NDArray[np.float64] | None) -> None:
+    def _decode_into(
+        self,
+        field: Field,
+        rows: Ints,
+        out: Pixels,
+        boxes: npt.NDArray[np.float64] | None,
+        mirrored: npt.NDArray[np.bool_],
+    ) -> None:
         """Decode encoded pictures and fit each, or its box, into its slot; what can be, is done for many at once."""
         files = Files(*self.payloads.packed(field, rows), self._plain(field, rows))
-        if boxes is None and field.shape[:2] == out.shape[1:3]:
-            for i in decode_alike(files, out):
-                self._fit(field, self._decode(field, int(rows[i]), files.data(i)), out[i], None)
-            return
-        how = self._interpolation(field)
+        interpolation, as_they_are = self._interpolation(field), boxes is None and field.shape[:2] == out.shape[1:3]
         sizes = np.tile(out.shape[1:3], (len(rows), 1)) if boxes is None else out.shape[1:3] / boxes[:, 2:]
-        least = decode_at_least(sizes, how)
-        each = decode_each(
-            files,
-            least,
-            boxes,
-            self.view.n_channels(field),
-            accurate=how in EXACT,
-            upper_alone=self.known_whole,
-            max_pixels=self.max_pixels,
-        )
-        for i, pixels in enumerate(each):
-            if pixels is not None:
-                self._fit(field, pixels, out[i], None)
-                continue
-            height, width = least[i].tolist()
-            pixels = self._decode(field, int(rows[i]), files.data(i), (height, width))
-            self._fit(field, pixels, out[i], None if boxes is None else boxes[i].tolist())
+        least = np.zeros((len(rows), 2), np.int64) if as_they_are else decode_at_least(sizes, interpolation)
+        accurate, bilinear = interpolation in EXACT and not as_they_are, interpolation == "bilinear"
+        how = How(accurate, self.known_whole, self.max_pixels, resizing=bilinear)
+        together = as_they_are or bilinear
+        for i in decode_into(files, least, boxes, mirrored, how, out) if together else range(len(rows)):
+            box = None if boxes is None else boxes[i]
+            pixels = None if together else decode_part(files, i, least[i], box, how, out.shape[3])
+            if pixels is None:
+                height, width = least[i].tolist()
+                whole = self._decode(field, int(rows[i]), files.data(i), (height, width))
+                pixels = whole if box is None else cut_out(whole, box.tolist())
+            self._fit(field, pixels, out[i], None)
+            if mirrored[i]:
+                mirror(out[i])
 
     def _plain(self, field: Field, rows: Ints) -> npt.NDArray[np.bool_]:
         """Which pictures are not to be turned and have no four channels: JPEGs among them are plain ones."""

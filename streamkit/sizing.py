@@ -88,10 +88,13 @@ class Sizing:
         wanted = min(self._n_most, -(-self.n_threads // self._fitting))
         return max(1, wanted if self._all_may else min(wanted, self._n_allowed // self.depth))
 
-    @property
-    def n_parts_first(self) -> int:
-        """Threads that make an epoch's first batch, for which all else waits."""
-        return max(1, self._n_most if self._all_may else min(self._n_most, self._n_allowed - self.depth + 1))
+    def n_parts_of(self, place: int) -> int:
+        """Threads that make the batch that comes at this place, counted from where reading begins. All else waits for the
+        first. Threads that then began one batch each would end them all at once, much later; so the next are shared by
+        fewer and fewer, and each is there when those before it are used up."""
+        if self._all_may:
+            return max(self.n_parts, -(-3 * self._n_most // (3 + place)))
+        return self.n_parts if place else max(1, min(self._n_most, self._n_allowed - self.depth + 1))
 
     @property
     def _n_most(self) -> int:
@@ -131,7 +134,7 @@ class Sizing:
     @property
     def bound_nbytes(self) -> int:
         """What all of it takes at most [B]: tasks, batches handed over, scratch, chunks, and buffers of other sizes."""
-        busy = max(self.depth * self.n_parts, self.n_parts_first + self.depth - 1)
+        busy = max(self.depth * self.n_parts, self.n_parts_of(0) + self.depth - 1)
         return self._bound(max(1, min(self.n_threads, busy)))
 
     @property

@@ -141,10 +141,10 @@ class SplitStream(Stream):
 
     # How batches are made
 
-    def _jobs(self, epoch: int, numbers: range, first: bool) -> list[Callable[[], list[Any]]]:
-        n_parts = self._sizing.n_parts_first if first else self._sizing.n_parts
+    def _jobs(self, epoch: int, numbers: range, place: int) -> list[Callable[[], list[Any]]]:
+        n_parts = self._sizing.n_parts_of(place)
         if n_parts == 1:
-            return super()._jobs(epoch, numbers, first)
+            return super()._jobs(epoch, numbers, place)
         (i,) = numbers
         choose, finish = partial(self._chosen, epoch, i), partial(self._finished, epoch, i)
         return Parted(self._maker, choose, epoch, n_parts, finish, partial(self._make, epoch, numbers)).jobs()

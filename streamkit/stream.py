@@ -182,7 +182,7 @@ class Stream(Epochs, ABC):
         """Batches `numbers` of an epoch, made ahead in threads, in order."""
         step = self._sizing.n_together
         groups = [numbers[i : i + step] for i in range(0, len(numbers), step)]
-        tasks = ((group, i == 0) for i, group in enumerate(groups))
+        tasks = ((group, place) for place, group in enumerate(groups))
         for lists in shared(lambda task: self._jobs(epoch, *task), tasks, self.num_workers, self.depth):
             made = [batch for some in reversed(lists) for batch in reversed(some)]
             lists.clear()
@@ -191,8 +191,8 @@ class Stream(Epochs, ABC):
                     raise made[-1].error
                 yield made.pop()  # the batch is the caller's now; its buffer is free when they drop it
 
-    def _jobs(self, epoch: int, numbers: range, first: bool) -> list[Callable[[], list[Any]]]:
-        """One task, the first of all or not, as jobs for any thread each, which together give the batches of these numbers."""
+    def _jobs(self, epoch: int, numbers: range, place: int) -> list[Callable[[], list[Any]]]:
+        """The task at this place as jobs for any thread each, which together give the batches of these numbers."""
         return [lambda: self._make(epoch, numbers)]
 
     def _make(self, epoch: int, numbers: range) -> list[Any]:

@@ -456,11 +456,11 @@ def test_crops_of_pictures_known_to_be_whole_are_the_same_with_less_decoding(tmp
         loader = Loader(
             convert(source, tmp_path / check, check=check), crop="random", image_size=(64, 48), shuffle=False
         )
-        with mock.patch.object(pictures, "decode_each", wraps=pictures.decode_each) as decoding:
+        with mock.patch.object(pictures, "decode_into", wraps=pictures.decode_into) as decoding:
             batches.append([])
             for loader.epoch in range(4):
                 batches[-1] += [x for x, _ in loader]
-        shortened.append({call.kwargs["upper_alone"] for call in decoding.call_args_list})
+        shortened.append({call.args[4].upper_alone for call in decoding.call_args_list})
     assert same(*batches) and len(batches[0]) == 4
     assert shortened == [{False}, {True}]
 

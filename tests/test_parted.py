@@ -30,8 +30,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def parts(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     """Every batch is made in `n` parts."""
-    for name in ("n_parts", "n_parts_first"):
-        monkeypatch.setattr(Sizing, name, property(lambda sizing: n))
+    monkeypatch.setattr(Sizing, "n_parts_of", lambda sizing, place: n)
 
 
 @pytest.mark.parametrize("n", [2, 3, 50])
@@ -48,8 +47,27 @@ def test_batches_of_several_threads_are_those_of_one(
 
 def test_the_first_batch_of_an_epoch_is_made_by_all_threads() -> None:
     large = Sizing(1 << 20, 64, 100, 3, 1 << 30, decoding=True)
-    assert (large.n_parts, large.n_parts_first) == (1, 3)
-    assert Sizing(1 << 20, 64, 100, 3, 1 << 30).n_parts_first == 1  # what is not decoded is there at once
+    assert [large.n_parts_of(place) for place in (0, 1, 2, 3, 99)] == [3, 3, 2, 2, 1]
+    assert Sizing(1 << 20, 64, 100, 3, 1 << 30).n_parts_of(0) == 1  # what is not decoded is there at once
+
+
+def test_the_first_batches_are_there_one_after_the_other() -> None:
+    """Not as many as there are threads at once, when the first of them has long been used up."""
+    n_threads, work = 16, 1.0
+    sizing = Sizing(150_000, 256, 100, n_threads, 4 << 30, decoding=True)
+    free, ready = [0.0] * n_threads, []
+    for place in range(64):
+        parts = sizing.n_parts_of(place)
+        ended = []
+        for _ in range(parts):
+            ended.append(min(free) + work / parts)
+            free[free.index(min(free))] = ended[-1]
+        ready.append(max(ended))
+    used = ready[0]
+    for place, end in enumerate(ready):  # by someone who takes half as long again as all threads together
+        assert end <= used + 0.05 * work, place
+        used = max(used, end) + 1.5 * work / n_threads
+    assert ready[-1] < 64 * work / n_threads + work
 
 
 @pytest.mark.parametrize("budget", [1 << 20, 100 << 20, 400 << 20, 4 << 30])
@@ -65,7 +83,7 @@ def test_sharing_a_batch_takes_no_more_than_the_budget(budget: int, n_threads: i
     sizing = Sizing(750_000, 256, 100, n_threads, budget, **large, decoding=True)
     alone = Sizing(750_000, 256, 100, n_threads, budget, **large)
     assert sizing.depth == alone.depth and sizing.bound_nbytes <= max(budget, alone.bound_nbytes)
-    assert n_threads < 2 or budget < 4 << 30 or sizing.n_parts_first > 1
+    assert n_threads < 2 or budget < 4 << 30 or sizing.n_parts_of(0) > 1
 
 
 @pytest.mark.fault(51)

@@ -1,13 +1,15 @@
-"""Plain JPEGs decoded many at a call: the pixels that simplejpeg gives, of the part asked for, and no damage delivered."""
+"""Plain JPEGs decoded many at a call: what simplejpeg and OpenCV give, of the part asked for, and no damage delivered."""
 
 from __future__ import annotations
 
 import importlib.util
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -17,12 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamkit import native
-from streamkit.codecs import image, plain, turbo
-from streamkit.codecs.plain import decode_alike, decode_each
-from streamkit.codecs.resize import cut_out
-from streamkit.codecs.turbo import Files
-
-WHOLE = (0.0, 0.0, 1.0, 1.0)
+from streamkit.codecs import image, turbo
+from streamkit.codecs.plain import decode_into, decode_part
+from streamkit.codecs.resize import cut_out, resize
+from streamkit.codecs.turbo import Files, How
 
 in_c_alone = pytest.mark.parametrize("way", ["C"], indirect=True)
 
@@ -52,14 +52,35 @@ def files(*datas: bytes) -> Files:
     return Files(memory, ends - [len(data) for data in datas], np.diff(ends, prepend=0), np.ones(len(datas), bool))
 
 
-def parts(
-    datas: list[bytes], least: tuple[int, int] = (0, 0), boxes: Any = None, channels: int = 3, **options: Any
-) -> list[np.ndarray | None]:
-    """Each picture's part, copied."""
-    rest = {"accurate": False, "upper_alone": False, "max_pixels": 1 << 20} | options
+def manner(**how: Any) -> How:
+    return How(**{"accurate": False, "upper_alone": False, "max_pixels": 1 << 20} | how)
+
+
+def part(
+    data: bytes, least: tuple[int, int] = (0, 0), box: Any = None, channels: int = 3, **how: Any
+) -> np.ndarray | None:
+    """A picture's part as it comes, copied."""
+    box = None if box is None else np.array(box)
+    found = decode_part(files(data), 0, np.array(least), box, manner(**how), channels)
+    return None if found is None else found.copy()
+
+
+def slots(
+    datas: list[bytes], shape: tuple[int, ...], least: tuple[int, int] = (0, 0), boxes: Any = None, **how: Any
+) -> tuple[np.ndarray, list[int]]:
+    """Each picture's part in its slot, and the numbers of those that are not done. Nothing is written beside the slots."""
+    mirrored = how.pop("mirrored", None)
+    memory = np.full(len(datas) * math.prod(shape) + 128, 77, np.uint8)
+    out = memory[64:-64].reshape(len(datas), *shape)
     boxes = None if boxes is None else np.array(boxes)
-    each = decode_each(files(*datas), np.tile(np.int64(least), (len(datas), 1)), boxes, channels, **rest)
-    return [None if pixels is None else pixels.copy() for pixels in each]
+    rest = decode_into(files(*datas), np.tile(least, (len(datas), 1)), boxes, mirrored, manner(**how), out)
+    assert (memory[:64] == 77).all() and (memory[-64:] == 77).all()
+    return out, rest
+
+
+def inside(shares: tuple[float, ...]) -> list[float]:
+    """A box: top, left, height, width."""
+    return [shares[0], shares[1], (1 - shares[0]) * shares[2], (1 - shares[1]) * shares[3]]
 
 
 SIDES = st.one_of(st.integers(1, 40), st.integers(60, 200))
@@ -76,6 +97,8 @@ SHARES = st.tuples(*[st.floats(0, 1)] * 4)
     channels=st.sampled_from([1, 3, 4]),
     accurate=st.booleans(),
     upper_alone=st.booleans(),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    mirrored=st.booleans(),
 )
 def test_a_part_is_cut_out_of_what_decoding_it_whole_gives(
     way: str,
@@ -88,45 +111,47 @@ def test_a_part_is_cut_out_of_what_decoding_it_whole_gives(
     channels: int,
     accurate: bool,
     upper_alone: bool,
+    size: tuple[int, int],
+    mirrored: bool,
 ) -> None:
     data = jpeg(width, height, subsampling=subsampling, **options)
-    whole = image.decode(
-        data, channels=channels, orientation=1, at_least=least if any(least) else None, accurate=accurate
-    )
-    box = None
-    if shares is not None:
-        box = [shares[0], shares[1], (1 - shares[0]) * shares[2], (1 - shares[1]) * shares[3]]
-        whole = cut_out(whole, box)
-    whole = whole.copy()
-    boxes = None if box is None else [box]
-    (part,) = parts([data], least, boxes, channels, accurate=accurate, upper_alone=upper_alone)
-    assert part is not None
-    np.testing.assert_array_equal(part, whole)
+    at_least = least if any(least) else None
+    whole = image.decode(data, channels=channels, orientation=1, at_least=at_least, accurate=accurate)
+    box = None if shares is None else inside(shares)
+    expected = (whole if box is None else cut_out(whole, box)).copy()
+    found = part(data, least, box, channels, accurate=accurate, upper_alone=upper_alone)
+    np.testing.assert_array_equal(found, expected)
+    for height, width in (size, expected.shape[:2]):
+        (slot,), rest = slots(
+            *([data], (height, width, channels), least, None if box is None else [box]),
+            accurate=accurate,
+            upper_alone=upper_alone,
+            mirrored=np.array([mirrored]),
+        )
+        resized = resize(expected, (height, width))
+        assert rest == []
+        np.testing.assert_array_equal(slot, resized[:, ::-1] if mirrored else resized)
 
 
-@pytest.mark.parametrize("n_channels", [1, 3, 4])
-def test_many_pictures_come_in_order_and_bad_ones_hold_nobody_up(way: str, n_channels: int) -> None:
-    """More than is decoded at a call, some that cannot be, small ones and large ones."""
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_bad_pictures_among_many_hold_nobody_up(way: str, channels: int) -> None:
     sizes = [(8, 9), (300, 280), (1, 1), (64, 64)]
-    good = [jpeg(w, h, seed) for seed, (w, h) in zip(range(40), itertools.cycle(sizes), strict=False)]
-    datas = []
-    for data, bad in zip(
-        good, itertools.cycle([b"", b"no JPEG", good[1][:-900], encoded(noise(9, 9), "PNG")]), strict=False
-    ):
-        datas += [data, bad]
-    found = parts(datas, channels=n_channels)
-    assert len(found) == 80 and all(pixels is None for pixels in found[1::2])
-    for pixels, data in zip(found[::2], good, strict=True):
-        np.testing.assert_array_equal(pixels, image.decode(data, channels=n_channels))
+    good = [jpeg(w, h, seed) for seed, (w, h) in zip(range(12), itertools.cycle(sizes), strict=False)]
+    bad = [b"", b"no JPEG", good[1][:-900], encoded(noise(9, 9), "PNG")]
+    datas = [data for pair in zip(good, itertools.cycle(bad), strict=False) for data in pair]
+    out, rest = slots(datas, (20, 30, channels))
+    assert rest == list(range(1, 24, 2))
+    for pixels, data in zip(out[::2], good, strict=True):
+        np.testing.assert_array_equal(pixels, resize(image.decode(data, channels=channels), (20, 30)))
 
 
-def test_pictures_decoded_alike_are_those_decoded_one_by_one(way: str) -> None:
+def test_pictures_of_the_size_wanted_are_those_decoded_one_by_one(way: str) -> None:
     right = [encoded(noise(16, 24), "JPEG"), encoded(picture(16, 24), "JPEG")]
     others = [encoded(picture(16, 24), "PNG"), encoded(picture(8, 24), "JPEG"), encoded(picture(24, 16), "JPEG")]
     others += [encoded(picture(32, 24), "JPEG"), right[0][:-20], b""]
     datas = [right[0], *others, right[1]]
-    out = np.zeros((len(datas), 16, 24, 3), np.uint8)
-    assert decode_alike(files(*datas), out) == list(range(1, len(datas) - 1))
+    out, rest = slots(datas, (16, 24, 3), resizing=False)
+    assert rest == list(range(1, len(datas) - 1))
     for slot, data in zip(out[[0, -1]], right, strict=True):
         np.testing.assert_array_equal(slot, image.decode(data, channels=3))
         assert_same_picture(slot, pillow(data), "a.jpg")
@@ -134,17 +159,19 @@ def test_pictures_decoded_alike_are_those_decoded_one_by_one(way: str) -> None:
 
 def test_what_is_not_plain_is_left_alone(way: str) -> None:
     data = files(jpeg(16, 8), jpeg(16, 8))._replace(plain=np.array([False, True]))
-    assert decode_alike(data, np.empty((2, 8, 16, 3), np.uint8)) == [0]
-    each = decode_each(data, np.zeros((2, 2), np.int64), None, 3, accurate=False, upper_alone=False, max_pixels=200)
-    assert [pixels is None for pixels in each] == [True, False]
+    least = np.zeros((2, 2), np.int64)
+    assert decode_into(data, least, None, None, manner(), np.empty((2, 8, 16, 3), np.uint8)) == [0]
+    found = [decode_part(data, i, least[i], None, manner(), 3) for i in range(2)]
+    assert [pixels is None for pixels in found] == [True, False]
 
 
 def test_a_picture_larger_than_allowed_is_not_decoded(way: str) -> None:
     data = jpeg(40, 30)
-    assert [pixels is None for pixels in parts([data], max_pixels=1199)] == [True]
-    assert [pixels is None for pixels in parts([data], max_pixels=1200)] == [False]
-    assert parts([data], boxes=[(0, 0, 0.1, 0.1)], max_pixels=1199) == [None]
-    assert [pixels is None for pixels in parts([data], least=(15, 20), max_pixels=1199)] == [False]
+    for max_pixels, rest in ((1199, [0]), (1200, [])):
+        assert slots([data], (8, 8, 3), max_pixels=max_pixels)[1] == rest
+        assert (part(data, max_pixels=max_pixels) is None) == bool(rest)
+    assert part(data, box=(0, 0, 0.1, 0.1), max_pixels=1199) is None
+    assert part(data, least=(15, 20), max_pixels=1199) is not None
 
 
 @given(
@@ -158,32 +185,34 @@ def test_damage_is_told_of_wherever_it_is(way: str, at: int, value: int, top: fl
     data = bytearray(jpeg(100, 400, seed=1, progressive=progressive))
     data[at] = value
     box = (top, 0.2, 0.1, 0.3)
-    (part,) = parts([bytes(data)], boxes=[box])
+    found = part(bytes(data), box=box)
+    _, rest = slots([bytes(data)], (10, 12, 3), boxes=[box])
     try:
         whole = simplejpeg.decode_jpeg(bytes(data), "RGB", True)
     except ValueError:
         whole = None
     if whole is None:
-        assert part is None
+        assert found is None and rest == [0]
     else:
-        assert part is not None
-        np.testing.assert_array_equal(part, cut_out(whole, box))
+        assert rest == []
+        np.testing.assert_array_equal(found, cut_out(whole, box))
 
 
 @given(share=st.floats(0.05, 1))
 def test_a_picture_cut_short_is_bad_wherever_the_part_lies(way: str, share: float) -> None:
     data = jpeg(100, 400)
-    assert parts([data[: int((len(data) - 2) * share)]], boxes=[(0, 0, 0.1, 1)]) == [None]
+    cut, box = data[: int((len(data) - 2) * share)], (0, 0, 0.1, 1)
+    assert part(cut, box=box) is None
+    assert slots([cut], (9, 9, 3), boxes=[box])[1] == [0]
 
 
 @in_c_alone
 def test_lines_below_are_not_read_where_nothing_is_wrong_there(way: str) -> None:
     data = jpeg(100, 400)
     cut = data[: len(data) * 3 // 4]
-    (part,) = parts([cut], boxes=[(0, 0, 0.5, 1)], upper_alone=True)
-    assert part is not None
-    np.testing.assert_array_equal(part, image.decode(data, channels=3)[:200])
-    assert parts([cut], boxes=[(0.2, 0, 0.8, 1)], upper_alone=True) == [None]
+    upper = part(cut, box=(0, 0, 0.5, 1), upper_alone=True)
+    np.testing.assert_array_equal(upper, image.decode(data, channels=3)[:200])
+    assert part(cut, box=(0.2, 0, 0.8, 1), upper_alone=True) is None
 
 
 @in_c_alone
@@ -197,15 +226,15 @@ def test_each_library_that_may_be_there_gives_the_same(
     if not list(Path(spec.origin).parent.parent.glob(pattern)):
         pytest.skip(f"{package} was built with a library from elsewhere")
     datas = [jpeg(120, 90, seed, **options) for seed, options in enumerate(({}, {"progressive": True}, {"gray": True}))]
-    boxes = [(0.3, 0.3, 0.4, 0.4)] * 3
-    expected = parts(datas, (40, 40), boxes)
+    expected, _ = slots(datas, (40, 50, 3), (40, 40), [(0.3, 0.3, 0.4, 0.4)] * 3)
     monkeypatch.setattr(turbo, "_PACKAGES", ((package, pattern),))
     monkeypatch.setattr(turbo, "_SYSTEM", ())
-    found = turbo._turbo.__wrapped__()
-    assert found is not None
-    monkeypatch.setattr(turbo, "_turbo", lambda: found)
-    for part, same in zip(parts(datas, (40, 40), boxes), expected, strict=True):
-        np.testing.assert_array_equal(part, same)
+    other = turbo._turbo.__wrapped__()
+    assert other is not None
+    monkeypatch.setattr(turbo, "_turbo", lambda: other)
+    found, rest = slots(datas, (40, 50, 3), (40, 40), [(0.3, 0.3, 0.4, 0.4)] * 3)
+    assert rest == []
+    np.testing.assert_array_equal(found, expected)
 
 
 @in_c_alone
@@ -223,7 +252,7 @@ def test_a_library_of_another_version_or_size_is_not_used(way: str, monkeypatch:
 
 @in_c_alone
 def test_other_colours_are_left_alone(way: str) -> None:
-    assert parts([saved(PIL.Image.new("CMYK", (16, 8)), "JPEG")]) == [None]
+    assert part(saved(PIL.Image.new("CMYK", (16, 8)), "JPEG")) is None
 
 
 @in_c_alone
@@ -231,4 +260,36 @@ def test_files_outside_their_memory_are_refused(way: str) -> None:
     for start, length in ((-1, 10), (0, -1), (5, 100)):
         wrong = Files(np.zeros(50, np.uint8), np.array([start]), np.array([length]), np.ones(1, bool))
         with pytest.raises(ValueError, match="leave the memory"):
-            plain.decode_alike(wrong, np.empty((1, 8, 8, 3), np.uint8))
+            decode_into(wrong, np.zeros((1, 2), np.int64), None, None, manner(), np.empty((1, 8, 8, 3), np.uint8))
+
+
+@given(
+    size=st.tuples(SIDES, SIDES),
+    wanted=st.tuples(SIDES, SIDES),
+    channels=st.sampled_from([1, 2, 3, 4]),
+    left=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+def test_resizing_is_exact_to_the_last_bit(
+    size: tuple[int, int], wanted: tuple[int, int], channels: int, left: int, seed: int
+) -> None:
+    """In C as in OpenCV, of a part of a picture too, and nothing is written beside the place."""
+    if not native.available():
+        pytest.skip("built without a C compiler")
+    whole = np.random.default_rng(seed).integers(0, 256, (size[0], size[1] + left, channels), np.uint8)
+    memory = np.full(wanted[0] * wanted[1] * channels + 128, 77, np.uint8)
+    out, pixels = memory[64:-64].reshape(*wanted, channels), whole[:, left:]
+    assert native.resize(pixels, out)
+    expected = cv2.resize(np.ascontiguousarray(pixels), wanted[::-1], interpolation=cv2.INTER_LINEAR_EXACT)
+    np.testing.assert_array_equal(out, expected.reshape(out.shape))
+    assert (memory[:64] == 77).all() and (memory[-64:] == 77).all()
+
+
+def test_pixels_that_lie_otherwise_are_resized_by_opencv(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    for pixels in (whole[:, ::2], whole[:, ::-1], whole[::-1]):
+        found = resize(pixels, (20, 30))
+        np.testing.assert_array_equal(found, resize(np.ascontiguousarray(pixels), (20, 30)))
+    expected = resize(whole, (20, 30))
+    monkeypatch.setattr(native, "_library", None)
+    np.testing.assert_array_equal(resize(whole, (20, 30)), expected)

@@ -1,7 +1,8 @@
 """Resizing, recolouring and cropping of uint8 pictures.
 
-OpenCV resizes where it is exact enough, Pillow where a filter must antialias. How near each comes to the same computed in
-float64, over photos shrunk 1 to 8 times [dB]; tests/test_fidelity.py holds it:
+OpenCV resizes where it is exact enough (resize.c instead, to the same pixels, by the default), Pillow where a filter must
+antialias. How near each comes to the same computed in float64, over photos shrunk 1 to 8 times [dB];
+tests/test_fidelity.py holds it:
 
     bilinear (default)    as tf.image.resize without antialiasing (20 to 37), 5 to 10 better where a JPEG is decoded scaled
     nearest, bicubic      OpenCV; half-pixel centres
@@ -22,12 +23,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from streamkit import native
 from streamkit.errors import UsageError
 
 Pixels = npt.NDArray[np.uint8]
 
 # OpenCV's names; it is imported where it is used, as it takes a fifth of the start of a process that may not need it.
-_OPENCV = {"bilinear": "INTER_LINEAR", "nearest": "INTER_NEAREST_EXACT", "bicubic": "INTER_CUBIC", "area": "INTER_AREA"}
+_OPENCV = {
+    "bilinear": "INTER_LINEAR_EXACT",
+    "nearest": "INTER_NEAREST_EXACT",
+    "bicubic": "INTER_CUBIC",
+    "area": "INTER_AREA",
+}
 INTERPOLATIONS = (*_OPENCV, "antialias", "lanczos3")
 EXACT = ("area", "antialias", "lanczos3")  # these deserve the accurate DCT: the fast one alone costs 13 dB of theirs
 
@@ -59,6 +66,8 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: str = "bilinear
     channels = pixels.shape[2]
     if out is None:
         out = np.empty((height, width, channels), np.uint8)
+    if interpolation == "bilinear" and native.resize(pixels, out):
+        return out
     if interpolation in _OPENCV:
         import cv2
 

@@ -1,13 +1,14 @@
 """libjpeg-turbo called from C for many JPEGs at once: the one that Pillow or imagecodecs brought along, or the system's.
 
-simplejpeg decodes a picture a call. Of one of 32 x 32 the pixels take 7 us of a core and what is around them 2 us more, but
-25 us where two threads hand Python's lock to each other for each of them.
+simplejpeg decodes a picture a call, and OpenCV resizes one. Of a picture of 32 x 32 the pixels take 7 us of a core and what
+is around them 2 us more, but 25 us where two threads hand Python's lock to each other for each of them.
 
 >>> import simplejpeg
 >>> data = np.frombuffer(simplejpeg.encode_jpeg(np.full((8, 16, 3), 100, np.uint8), 95), np.uint8)
 >>> files = Files(data, np.array([0]), np.array([len(data)]), np.ones(1, bool))
->>> decode_alike(files, np.empty((1, 8, 16, 3), np.uint8)).tolist() if available() else [[8, 16]]
-[[8, 16]]
+>>> how = How(accurate=False, upper_alone=False, max_pixels=1000)
+>>> bool(decode_into(files, np.zeros((1, 2)), None, None, how, np.empty((1, 4, 6, 3), np.uint8))) if available() else True
+True
 """
 
 from __future__ import annotations
@@ -57,13 +58,31 @@ class Files(NamedTuple):
         start = int(self.starts[i])
         return memoryview(self.memory)[start : start + int(self.lengths[i])]  # type: ignore[arg-type]
 
-    def behind(self, i: int) -> Files:
-        """Those from number `i` on."""
-        return Files(self.memory, self.starts[i:], self.lengths[i:], self.plain[i:])
+    def one(self, i: int) -> Files:
+        """Number `i` alone."""
+        only = slice(i, i + 1)
+        return Files(self.memory, self.starts[only], self.lengths[only], self.plain[only])
+
+
+class How(NamedTuple):
+    """How to decode.
+
+    Attributes:
+        accurate: take the accurate DCT instead of the fast one.
+        upper_alone: nothing below the part wanted need be looked at: the picture is known to be whole.
+        max_pixels: limit on width x height of what is decoded, before a part is cut out and resized.
+        resizing: else a part that is not as large as wanted is left alone.
+    """
+
+    accurate: bool
+    upper_alone: bool
+    max_pixels: int
+    resizing: bool = True
 
 
 class _Wish(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("channels", "accurate", "upper_alone", "max_nbytes")]
+    _names = "height", "width", "channels", "resizing", "accurate", "upper_alone", "max_nbytes"
+    _fields_ = [(name, ctypes.c_int64) for name in _names]
 
 
 def available() -> bool:
@@ -71,73 +90,54 @@ def available() -> bool:
     return _turbo() is not None
 
 
-# Only where `available()`; what could not be decoded here may be damaged, too large, turned, or no JPEG.
+# Only where `available()`; what is not done here is damaged, too large, not plain, or no JPEG.
 
 
-def decode_alike(files: Files, out: Bytes) -> npt.NDArray[np.int32]:
-    """Decode JPEGs of one size by the fast DCT into `out` (n, height, width, channels), uint8, C-contiguous; what each has
-    become, int32 (n, 2): (height, width), or (0, 0) where it could not be."""
-    shapes = np.empty((len(out), 2), np.int32)
-    shapes[:1] = out.shape[1:3]
-    _call(_Wish(out.shape[3], 0, 0, out.nbytes), files, None, None, out.nbytes, out, shapes)
-    return shapes
-
-
-def decode_first(
+def decode_into(
     files: Files,
     least: Ints,
     boxes: npt.NDArray[np.float64] | None,
-    channels: int,
-    accurate: bool,
-    upper_alone: bool,
+    mirrored: npt.NDArray[np.bool_] | None,
+    how: How,
     out: Bytes,
-    enough: int,
-) -> npt.NDArray[np.int32]:
-    """Decode JPEGs, or parts of them, one behind the other.
+) -> npt.NDArray[np.bool_]:
+    """Decode JPEGs, or parts of them, each resized (bilinear) into its slot of `out` (n, height, width, channels), uint8,
+    C-contiguous. The other arguments are those of `codecs.plain.decode_into`. Returns which are done, bool (n,)."""
+    return _call(files, least, boxes, mirrored, how, out.shape[1:], out)[:, 0] > 0
 
-    Args:
-        files: at least one.
-        least: (height, width) each must be decoded at, int64 (n, 2), as `codecs.image.decode` has it; (0, 0): its own size.
-        boxes: the part wanted: top, left, height and width as shares of the whole, float64 (n, 4); None for all of it.
-        channels: 1, 3 or 4 wanted.
-        accurate: take the accurate DCT instead of the fast one.
-        upper_alone: read nothing below the part, so that damage there is not found.
-        out: uint8, contiguous; what it has beyond `enough` is the limit of a picture decoded whole.
-        enough: bytes after which it ends.
 
-    Returns:
-        int32 (k, 2): the (height, width) of the pictures or parts that it came to; (0, 0), which only the last can be, where
-        it could not be.
-    """
-    shapes = np.zeros((len(files.starts), 2), np.int32)
-    wish = _Wish(channels, accurate, upper_alone, out.nbytes - enough)
-    return shapes[: _call(wish, files, least, boxes, enough, out, shapes)]
+def decode_part(
+    files: Files, least: Ints, boxes: npt.NDArray[np.float64] | None, how: How, channels: int, out: Bytes
+) -> tuple[int, int]:
+    """Decode one JPEG, or its part, as it comes, to the beginning of `out`, uint8 of max_pixels x channels at least; its
+    (height, width), or (0, 0)."""
+    height, width = _call(files, least, boxes, None, how, (0, 0, channels), out)[0].tolist()
+    return height, width
 
 
 def _call(
-    wish: _Wish,
     files: Files,
-    least: Ints | None,
+    least: Ints,
     boxes: npt.NDArray[np.float64] | None,
-    enough: int,
+    mirrored: npt.NDArray[np.bool_] | None,
+    how: How,
+    slot: tuple[int, ...],
     out: Bytes,
-    shapes: npt.NDArray[np.int32],
-) -> int:
+) -> npt.NDArray[np.int32]:
     turbo = _turbo()
     assert turbo is not None, "ask available() first"
     function, library = turbo
     starts, lengths = (np.ascontiguousarray(values, np.int64) for values in (files.starts, files.lengths))
     if len(starts) and ((starts < 0) | (lengths < 0) | (starts + lengths > files.memory.nbytes)).any():
         raise ValueError("a file would leave the memory it lies in")
-    plain = np.ascontiguousarray(files.plain)
-    sizes = None if least is None else np.ascontiguousarray(least, np.int32)
+    shapes = np.empty((len(starts), 2), np.int32)
+    wish = _Wish(*slot, how.resizing, how.accurate, how.upper_alone, how.max_pixels * slot[2])
     boxes = None if boxes is None else np.ascontiguousarray(boxes, np.float64)
-    arrays = (native.address(a) for a in (files.memory, starts, lengths, plain, sizes, boxes))
-    room = enough, native.address(out), native.address(shapes)
-    n_done = function(library, ctypes.byref(wish), len(starts), *arrays, *room)
-    if not n_done and len(starts):
+    marks = np.ascontiguousarray(files.plain), np.ascontiguousarray(least, np.int32)
+    arrays = (native.address(a) for a in (files.memory, starts, lengths, *marks, boxes, mirrored, out, shapes))
+    if not function(library, ctypes.byref(wish), len(starts), *arrays):
         raise MemoryError("no memory for a JPEG decoder")
-    return int(n_done)
+    return shapes
 
 
 @functools.cache
@@ -148,15 +148,7 @@ def _turbo() -> tuple[Any, Any] | None:
         return None
     pointer: Any = ctypes.c_void_p
     compiled.streamkit_jpegs.restype = compiled.streamkit_jpegs_fit.restype = ctypes.c_int64
-    compiled.streamkit_jpegs.argtypes = [
-        pointer,
-        pointer,
-        ctypes.c_int64,
-        *[pointer] * 6,
-        ctypes.c_int64,
-        pointer,
-        pointer,
-    ]
+    compiled.streamkit_jpegs.argtypes = [pointer, pointer, ctypes.c_int64, *[pointer] * 9]
     compiled.streamkit_jpegs_fit.argtypes = [pointer]
     for path in _libraries():
         try:
