@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import resource
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -24,20 +25,27 @@ from streamkit.storage import Files
 Ints = npt.NDArray[np.int64]
 
 
-class Maps:
-    """Files mapped into memory, for splits that stay in the page cache: no system call a range, and half the time.
+_FETCHED = 8  # one page in so many ranges that had to come from the disk is too many
+_PAUSES = 16, 4096  # calls until maps are tried again: the first time, and at most
 
-    The kernel drops mapped pages whenever it needs the room; they are no part of the process's anonymous memory.
+
+class Maps:
+    """Files mapped into memory, for what lies in the page cache: no system call a range, and half the time.
+
+    The kernel drops mapped pages whenever it needs the room; they are no part of the process's anonymous memory. What has
+    to be fetched from the disk comes a page at a time, for which reading by position is better.
 
     Args:
         files: where they lie.
         names: the files, all mapped at once.
+        watched: they may be more than the page cache holds, so it is seen to that they are in it.
 
     Raises:
         OSError: they cannot be mapped.
     """
 
-    def __init__(self, files: Files, names: Sequence[str]) -> None:
+    def __init__(self, files: Files, names: Sequence[str], watched: bool = False) -> None:
+        self._watched, self._pause, self._n_left = watched, _PAUSES[0], 0
         self._sizes = np.array([files.size(name) for name in names], np.int64)
         self._bases = np.zeros(len(names), np.int64)
         for i in np.flatnonzero(self._sizes).tolist():
@@ -45,6 +53,14 @@ class Maps:
                 self._bases[i] = native.map_file(fd, int(self._sizes[i]))
         files.close()  # a map needs no descriptor
         weakref.finalize(self, _unmap, native.unmapper(), self._bases, self._sizes).atexit = False
+
+    @property
+    def cold(self) -> bool:
+        """True, for some calls more, where pages had to be fetched from the disk: this range is to be read instead."""
+        if self._n_left == 0:
+            return False
+        self._n_left -= 1
+        return True
 
     def read(
         self,
@@ -57,7 +73,18 @@ class Maps:
     ) -> None:
         """Read ranges of the files with these numbers; the other arguments as `native.read`. The caller has checked
         that no range leaves its file. Raises BadRange."""
+        before = _n_fetched() if self._watched else 0
         native.copy(self._bases[numbers] + offsets, lengths, memory, places, crcs)
+        if self._watched:
+            # Threads may count over each other: some try a little sooner or later.
+            cold = _FETCHED * (_n_fetched() - before) > len(numbers)
+            self._n_left = self._pause if cold else 0
+            self._pause = min(2 * self._pause, _PAUSES[1]) if cold else _PAUSES[0]
+
+
+def _n_fetched() -> int:
+    """Pages that this thread has waited for, for the disk."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_majflt
 
 
 def _unmap(unmap: Callable[[int, int], None], bases: Ints, sizes: Ints) -> None:

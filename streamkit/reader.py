@@ -57,7 +57,8 @@ class Reader:
         fields: payload and column fields that will be asked for; only their index columns are loaded.
         extras: further index columns (width, height, orientation, ...), those there are.
         chunk_budget_nbytes: decoded chunks kept [B], for chunked fields.
-        map_limit_nbytes: shards are mapped if all of the split's are smaller [B]; None: than half the memory available.
+        map_limit_nbytes: shards are mapped if all of the split's are smaller [B]; None: also larger ones, as long as they are
+            found in the page cache.
         lenient: shards may be missing or of another size; rows whose bytes are not there are damaged when they are read.
         shards_root: the folder that the shards lie in; `root` if None.
         blocks: where bytes of shards on a server are kept.
@@ -146,18 +147,15 @@ class Reader:
         return fits
 
     def _map(self, limit_nbytes: int | None) -> Maps | None:
-        """Shards that fit in the page cache are mapped; larger splits would thrash there, so they are read by position."""
-        limit = available_memory() // 2 if limit_nbytes is None else limit_nbytes
+        """Shards are mapped where they may be; more of them than the page cache may hold are watched."""
         files = self.files
-        if (
-            not isinstance(files, Files)
-            or self.loose is not None
-            or not native.available()
-            or self.split.nbytes > limit
-        ):
+        if not isinstance(files, Files) or self.loose is not None or not native.available():
             return None
+        if limit_nbytes is not None and self.split.nbytes > limit_nbytes:
+            return None
+        watched = self.split.nbytes > available_memory() // 2
         try:
-            return Maps(files, [shard.file for shard in self.split.shards])
+            return Maps(files, [shard.file for shard in self.split.shards], watched)
         except OSError:
             return None  # no address space left (ulimit -v): positional reads need none
 
@@ -179,19 +177,20 @@ class Reader:
         """
         offsets, crcs = self.columns[f"{name}.offset"][rows], self.columns[f"{name}.crc32c"][rows]
         lengths = self.lengths(name, rows)
+        maps = None if self._maps is None or self._maps.cold else self._maps
         try:
             if self.loose is not None:
                 self.loose.read(rows, lengths, memory, places, crcs)
                 return
-            if self._maps is not None:
-                self._maps.read(self._shard_of(rows), offsets, lengths, memory, places, crcs)
+            if maps is not None:
+                maps.read(self._shard_of(rows), offsets, lengths, memory, places, crcs)
                 return
             plan = ReadPlan.of(rows, self.shard_starts, offsets).shards
             shards = self.split.shards
             parts = [Part(shards[i].file, offsets[s], lengths[s], places[s], crcs[s]) for i, s in plan]
             self.files.read_parts(parts, memory)
         except BadRange as bad:
-            in_order = self._maps is None and self.loose is None  # the number counts in the plan's order
+            in_order = maps is None and self.loose is None  # the number counts in the plan's order
             i = int(np.concatenate([slots for _, slots in plan])[bad.i]) if in_order else bad.i
             raise self.damaged(int(rows[i]), bad.reason) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -10,6 +11,7 @@ import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import h5py
 import hdf5plugin
@@ -21,6 +23,7 @@ from reading import CODECS, FORMATS, stored
 
 import streamkit
 from streamkit import DamagedError, StreamkitError, native, storage
+from streamkit import mapped as mapping
 from streamkit.codecs.array import decode_chunk
 from streamkit.reader import Reader
 from streamkit.readplan import ReadPlan
@@ -46,13 +49,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def no_maps(*arguments: object) -> None:
+    raise OSError
+
+
 @pytest.fixture(params=["mapped", "positional", "python"])
 def how(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The three ways to the bytes: shards mapped, positional reads in C, and the same without the compiled part."""
     if request.param != "python" and not native.available():
         pytest.skip("streamkit/ranges.c was not built")
     if request.param == "positional":
-        monkeypatch.setattr("streamkit.reader.available_memory", lambda: 0)
+        monkeypatch.setattr("streamkit.reader.Maps", no_maps)
     if request.param == "python":
         monkeypatch.setattr(native, "_library", None)
         monkeypatch.setenv("STREAMKIT_NATIVE", "0")
@@ -507,6 +514,37 @@ def test_a_reader_of_mapped_files_holds_no_descriptor(made: Path) -> None:
     before = reading.descriptors_in(path)  # of the process' others, some may come and go with what ran before
     readers = [reading.reader_of(path) for _ in range(3)]
     assert readers and reading.descriptors_in(path) == before
+
+
+@pytest.mark.skipif(not native.available(), reason="files are mapped by the C code")
+def test_large_splits_are_read_by_position_while_pages_come_from_the_disk(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched, mapped = itertools.count(0, 0), 0
+    monkeypatch.setattr("streamkit.reader.available_memory", lambda: 1)
+    monkeypatch.setattr(mapping, "_n_fetched", lambda: next(fetched))
+    copy = native.copy
+
+    def counted(*arguments: Any) -> None:
+        nonlocal mapped
+        mapped += 1
+        copy(*arguments)
+
+    monkeypatch.setattr(native, "copy", counted)
+    reader, rows = reading.reader_of(made / "table-tfrecord"), np.arange(N)
+    expected = stored(reader, "x", rows)
+    assert mapped == 1
+    fetched = itertools.count(0, N)  # every page comes from the disk
+    calls = []
+    for _ in range(100):
+        before = mapped
+        assert stored(reader, "x", rows) == expected
+        calls.append(mapped - before)
+    assert [i for i, n in enumerate(calls) if n] == [0, 17, 50]  # tried again, and less and less often
+    fetched = itertools.count(0, 0)
+    for _ in range(100):
+        stored(reader, "x", rows)
+    assert not reader._maps.cold and mapped > 60  # type: ignore[union-attr]
 
 
 @pytest.mark.fault(76)
