@@ -53,5 +53,6 @@ def shared(
             yield made
             del made
     finally:
-        if not sys.is_finalizing():  # at the interpreter's end the threads are gone, and half of the modules
+        # At the interpreter's end the threads are gone, and half of the modules, this one's globals among them.
+        if sys is not None and not sys.is_finalizing():
             pool.shutdown(wait=False, cancel_futures=True)

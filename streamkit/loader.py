@@ -155,7 +155,7 @@ class Loader(SplitStream):
             crop=crop,
             flip=flip,
             fields=fields if fields is None or isinstance(fields, str) else tuple(fields),
-            pad_to=pad_to if isinstance(pad_to, (str, int)) else tuple(pad_to),
+            pad_to=tuple(pad_to) if isinstance(pad_to, Sequence) and not isinstance(pad_to, str) else pad_to,
             max_pixels=max_pixels,
         )
         budget = DEFAULT_BUDGET if memory_budget is None else size(memory_budget)
@@ -189,6 +189,10 @@ class Loader(SplitStream):
         )
         if memory_budget is not None and self.memory_bound > budget:
             log.warning(_SHORT, memory_budget, -(-self.memory_bound // (1 << 20)))
+        if not len(self):
+            log.warning(
+                "an epoch has no batch: %d samples make no full one of %d", ordered.order.n, batches.global_size
+            )
 
 
 def _reader(path: Path | Address, manifest: Manifest, split: Split, view: View, **options: Any) -> Reader:

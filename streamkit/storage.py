@@ -208,6 +208,8 @@ class Files:
                 os.close(self._fds.pop(name))
 
     def __del__(self) -> None:
+        if os is None:
+            return  # the interpreter's end, which closes them all
         for fd in getattr(self, "_fds", {}).values():
             os.close(fd)
 

@@ -246,6 +246,7 @@ def test_a_mixture_refuses_what_does_not_fit(made: Path, many_photos: Path, tmp_
     for weights, says in (
         ({}, "weights are"),
         ({made / "a": 0}, "weights are"),
+        ([made / "a", made / "b"], "expected their weights, too"),
         ({made / "a": 1, made / "b": "2"}, "weights are"),
         ({made / "a": 1, made / "wide": 1}, r"wide: field 'x' is float32 \(4,\), in .*a float32 \(3,\)"),
         ({made / "a": 1, photos: 1}, "fields differ: x, label and image, label"),

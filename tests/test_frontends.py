@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import reading
+from converting import python
 from reading import all_same, convert
 
 import streamkit
@@ -446,6 +447,28 @@ def test_torch_epochs_resume_and_early_stop(made: Path) -> None:
     assert [numbers(batch) for batch in data] == truth[3]
     loader.epoch = 1
     assert [numbers(batch) for batch in data] == truth[1]
+
+
+def test_torch_is_not_told_what_the_loader_decides(made: Path) -> None:
+    pytest.importorskip("torch")
+    for options in ({"batch_size": 4}, {"shuffle": True}):
+        with pytest.raises(UsageError, match=f"{next(iter(options))}= is no option of as_torch"):
+            Loader(made / "table", batch_size=4).as_torch(**options)
+
+
+def test_a_program_may_end_with_an_iteration_under_way(made: Path) -> None:
+    """Keras, once imported, keeps its modules so long that ours are gone when the iterator's turn comes."""
+    code = """if True:
+        import keras, streamkit, sys
+        loader = streamkit.Loader(sys.argv[1], batch_size=4)
+        batches = iter(loader)
+        next(batches)
+        graph = streamkit.dataset(sys.argv[1], batch_size=4, engine="graph")
+        single = streamkit.Loader(sys.argv[1], batch_size=None)
+        print(len(loader))
+    """
+    ended = python(code, made / "table", env={"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"})
+    assert ended.returncode == 0 and "ignored" not in ended.stderr, ended.stderr[-2000:]
 
 
 def test_torch_batches_may_be_changed_and_cross_without_a_copy(made: Path) -> None:

@@ -214,6 +214,9 @@ def test_pad_to_a_number(made: Path) -> None:
     with pytest.raises(UsageError, match=r"has 5 rows, pad_to is 4.*pad_to=5") as caught:
         list(Loader(made / "ragged", batch_size=20, pad_to=4))
     assert ".npy" in str(caught.value)
+    for wrong in (None, 2.5, ()):
+        with pytest.raises(UsageError, match="a number of rows, or several"):
+            Loader(made / "ragged", batch_size=6, pad_to=wrong)
 
 
 def test_a_ragged_field_asked_for_by_name_comes_without_its_length(made: Path) -> None:
@@ -1051,6 +1054,12 @@ def test_a_budget_that_cannot_be_kept_is_said(made: Path, caplog: pytest.LogCapt
     assert enough.memory_bound <= 64 << 20 and not caplog.records
     little = Loader(made / "table", batch_size=4, memory_budget=1)
     assert little.memory_bound > 1 and "memory_budget=1 is less than one batch" in caplog.text
+
+
+def test_an_epoch_without_a_batch_is_said(made: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert len(Loader(made / "table", batch_size=10_000)) == 1 and not caplog.records
+    assert len(Loader(made / "table", batch_size=10_000, drop_remainder=True)) == 0
+    assert "make no full one of 10000" in caplog.text
 
 
 def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ N_REAL = 10_000  # rows of the shard that is repeated
 N_FIXED = 30_000  # rows where shards and classes vary; one shard holds 32,768 at most
 OPEN_LIMIT_S = 2.0  # at 10 million rows
 
-# Prints seconds to open and to the first batch, and CPU-seconds a sample of batches in shuffled order.
+# Prints seconds to open and to the first batch, and CPU-seconds a sample of batches in shuffled order. The batches before map
+# pages of many rows for the first time, which takes about as long again.
 _CHILD = """
 import itertools, json, sys, time
 import streamkit.frontends
@@ -40,10 +41,10 @@ opened = time.perf_counter()
 batches = itertools.chain.from_iterable(itertools.repeat(loader))
 next(batches)
 first = time.perf_counter()
-for _ in itertools.islice(batches, 100):
+for _ in itertools.islice(batches, 2_000):
     pass
 spent, n = time.process_time(), 0
-for x, _ in itertools.islice(batches, 300):
+for x, _ in itertools.islice(batches, 500):
     n += len(x)
 print(json.dumps([opened - started, first - started, (time.process_time() - spent) / n]))
 """

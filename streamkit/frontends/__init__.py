@@ -90,6 +90,11 @@ def mix(weights: Mapping[str | os.PathLike[str], float], **options: Any) -> Mixt
     Raises:
         UsageError: weights that are none, or datasets whose fields, shapes or classes differ.
     """
+    if not isinstance(weights, Mapping):
+        raise UsageError(
+            f"the datasets are {weights!r}, expected their weights, too",
+            hint='Pass {"a/": 1, "b/": 1} for equal shares.',
+        )
     if not weights or not all(isinstance(w, (int, float)) and 0 < w < float("inf") for w in weights.values()):
         raise UsageError(f"the weights are {list(weights.values())}, expected numbers above 0, one a dataset")
     budget = options.pop("memory_budget", None)

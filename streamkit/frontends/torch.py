@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch.utils.data
 
-from streamkit.errors import ResourceError, StreamkitError
+from streamkit.errors import ResourceError, StreamkitError, UsageError
 from streamkit.frontends.devices import ahead, mover
 
 if TYPE_CHECKING:
@@ -100,4 +100,6 @@ def _tensors(value: Any) -> Any:
 
 def as_torch(loader: Stream, **options: Any) -> torch.utils.data.DataLoader[Any]:
     """See `Loader.as_torch`."""
+    for name in sorted({"batch_size", "shuffle", "sampler", "batch_sampler", "drop_last"} & options.keys()):
+        raise UsageError(f"{name}= is no option of as_torch()", hint="What a batch holds, the Loader decides: tell it.")
     return _DataLoader(Batches(loader), batch_size=None, **options)
