@@ -14,6 +14,7 @@
 
 #define MAX_STRUCT_NBYTES 1024
 #define LINES_AT_ONCE 16
+#define N_LENGTHS 17 /* numbers of codes of each length, with which a Huffman table begins */
 #define MARGIN 8 /* pixels decoded left and right of a part: colours at its edges are smoothed with those beyond */
 
 /* resize.c */
@@ -47,9 +48,24 @@ struct decoder { /* jpeg_decompress_struct, alike in versions 62 and 80 as far a
     int n_colour_components, n_out_components, n_lines_at_once, n_used_colours;
     void *colour_map;
     uint32_t line;
+    int progress_numbers[4];
+    void *accuracies;
+    uint16_t *quantization[4];
+    uint8_t *huffman[8];
+    int precision;
+    struct component *components;
     char rest[MAX_STRUCT_NBYTES];
 };
 _Static_assert(sizeof(void *) != 8 || offsetof(struct decoder, line) == 168, "laid out as libjpeg does");
+_Static_assert(sizeof(void *) != 8 || offsetof(struct decoder, components) == 304, "laid out as libjpeg does");
+
+struct component { /* jpeg_component_info, alike in both versions as far as it is used here */
+    int number, place, across, down; /* samples a unit */
+    int others[16];
+    const uint16_t *quantization; /* NULL where no scan had it yet */
+    void *more;
+};
+_Static_assert(sizeof(void *) != 8 || sizeof(struct component) == 96, "laid out as libjpeg does");
 
 struct turbo { /* in the order of codecs/turbo.py */
     struct messages *(*standard)(struct messages *);
@@ -62,6 +78,7 @@ struct turbo { /* in the order of codecs/turbo.py */
     uint32_t (*skip)(struct decoder *, uint32_t n);
     void (*crop)(struct decoder *, uint32_t *left, uint32_t *width);
     int (*finish)(struct decoder *);
+    int (*many_scans)(struct decoder *);
     void (*abort)(struct decoder *);
     intptr_t version, struct_nbytes; /* of the library, and of its jpeg_decompress_struct */
 };
@@ -70,13 +87,14 @@ struct work {
     struct decoder decoder;
     struct messages messages;
     jmp_buf escape;
+    int alive; /* there is a decoder */
     char *room; /* for lines on their way, kept from one picture to the next */
     size_t room_nbytes;
 };
 
 struct wish { /* in the order of codecs/turbo.py */
-    int64_t height, width, channels; /* of every slot; (0, 0): as the part comes out */
-    int64_t resizing;                /* or else a part of another size is left alone */
+    int64_t fitting, resizing; /* slots have one size, to which parts are resized, or else those of another are left alone */
+    int64_t height, width, channels;
     int64_t accurate, upper_alone;
     int64_t max_nbytes; /* of a picture decoded whole */
 };
@@ -95,25 +113,40 @@ static void strict(struct decoder *decoder, int level) {
 
 static void silent(struct decoder *decoder) { (void)decoder; }
 
-/* A decoder that is ready, or 0. */
-static int ready(struct work *work, const struct turbo *turbo) {
-    memset(work, 0, sizeof *work);
+/* A new decoder. May escape. */
+static void create(struct work *work, const struct turbo *turbo) {
+    memset(&work->decoder, 0, sizeof work->decoder);
     work->decoder.messages = turbo->standard(&work->messages);
     work->decoder.owner = work;
     work->messages.fail = escape;
     work->messages.tell = strict;
     work->messages.print = silent;
-    if (turbo->struct_nbytes > MAX_STRUCT_NBYTES || setjmp(work->escape))
-        return 0;
     turbo->create(&work->decoder, (int)turbo->version, (size_t)turbo->struct_nbytes);
-    return 1;
+}
+
+/* A decoder, where its last picture left one. Of that one's tables nothing may do for a picture that has none of its own:
+ * a Huffman table without codes reads nothing, and a quantization table that begins with 0 is known by that. New tables, or a
+ * new decoder, for each picture would take as long as a small one. */
+static void ready(struct work *work, const struct turbo *turbo) {
+    if (!work->alive)
+        create(work, turbo);
+    work->alive = 1;
+    for (int i = 0; i < 4; i++)
+        if (work->decoder.quantization[i])
+            *work->decoder.quantization[i] = 0;
+    for (int i = 0; i < 8; i++)
+        if (work->decoder.huffman[i])
+            memset(work->decoder.huffman[i], 0, N_LENGTHS);
 }
 
 /* Whether the library is of the version said, with structures of the size said. */
 int64_t streamkit_jpegs_fit(const struct turbo *turbo) {
     struct work work;
-    if (!ready(&work, turbo))
+    if (turbo->struct_nbytes > MAX_STRUCT_NBYTES)
         return 0;
+    if (setjmp(work.escape))
+        return 0;
+    create(&work, turbo);
     turbo->destroy(&work.decoder);
     return 1;
 }
@@ -129,24 +162,43 @@ static char *room(struct work *work, int64_t nbytes) {
     return work->room;
 }
 
-/* The smallest of the usual scales that reaches what is wanted, as far as the picture does; (0, 0) wants its own size. */
+static int64_t scaled(uint32_t side, unsigned scale) { return ((int64_t)side * scale + 7) / 8; }
+
+/* The usual scale that reaches what is wanted, as far as the picture does, with the fewest pixels; (0, 0) wants its own
+ * size. Of tiny pictures several scales give that shape: the largest of all is taken then, as TurboJPEG does. */
 static unsigned eighths(const struct decoder *decoder, const int32_t *least) {
-    static const unsigned scales[] = {1, 2, 3, 4};
-    uint32_t height = (uint32_t)least[0] < decoder->height ? (uint32_t)least[0] : decoder->height;
-    uint32_t width = (uint32_t)least[1] < decoder->width ? (uint32_t)least[1] : decoder->width;
+    static const unsigned scales[] = {4, 3, 2, 1};
+    int64_t height = (uint32_t)least[0] < decoder->height ? least[0] : (int64_t)decoder->height;
+    int64_t width = (uint32_t)least[1] < decoder->width ? least[1] : (int64_t)decoder->width;
+    unsigned best = 8, alike = 8;
     for (int i = 0; i < 4 && (least[0] || least[1]); i++)
-        if ((decoder->height * scales[i] + 7) / 8 >= height && (decoder->width * scales[i] + 7) / 8 >= width)
-            return scales[i];
-    return 8;
+        if (scaled(decoder->height, scales[i]) >= height && scaled(decoder->width, scales[i]) >= width)
+            best = scales[i];
+    while (scaled(decoder->height, alike) != scaled(decoder->height, best) ||
+           scaled(decoder->width, alike) != scaled(decoder->width, best))
+        alike--;
+    return alike;
+}
+
+/* Whether colours are stored at one of the usual resolutions. Others decode, but for some the library never ends. */
+static int is_usual(const struct decoder *decoder) {
+    const struct component *all = decoder->components;
+    int across = all[0].across, down = all[0].down;
+    if (decoder->stored_space == GRAY && decoder->n_components == 1)
+        return (across == 1 && down == 1) || (across == 2 && down == 2);
+    if ((decoder->stored_space != YCBCR && decoder->stored_space != RGB) || decoder->n_components != 3)
+        return 0;
+    for (int i = 1; i < 3; i++)
+        if (all[i].across != 1 || all[i].down != 1)
+            return 0;
+    return (across == 1 || across == 2 || across == 4) && (down == 1 || down == 2 || down == 4) && across * down <= 4;
 }
 
 /* Where a share of a side begins and ends, in pixels: what codecs/resize.py cuts out. */
 static void cut(double begin, double share, int64_t side, int64_t *from, int64_t *to) {
-    *from = (int64_t)rint(begin * (double)side);
-    *to = (int64_t)rint((begin + share) * (double)side);
-    *to = *to > *from ? *to : *from + 1;
-    *from = *from < side - 1 ? *from : side - 1;
-    *to = *to < side ? *to : side;
+    double first = rint(begin * (double)side), last = rint((begin + share) * (double)side);
+    *from = first >= 0 ? first < (double)(side - 1) ? (int64_t)first : side - 1 : 0;
+    *to = last > (double)*from ? last < (double)side ? (int64_t)last : side : *from + 1;
 }
 
 /* Read the header, choose the scale, and go to the first line of the part. */
@@ -155,22 +207,28 @@ static struct part begin(struct work *work, const struct turbo *turbo, const str
     struct decoder *decoder = &work->decoder;
     turbo->source(decoder, data, (unsigned long)nbytes);
     turbo->header(decoder, 1);
-    if (decoder->stored_space != GRAY && decoder->stored_space != RGB && decoder->stored_space != YCBCR)
+    if (!is_usual(decoder))
         escape(decoder);
     decoder->space = wish->channels == 1 ? GRAY : wish->channels == 3 ? TO_RGB : TO_RGBA;
     decoder->dct = !wish->accurate;
     decoder->scale = eighths(decoder, least);
     decoder->scale_of = 8;
-    turbo->start(decoder);
-    int64_t height = decoder->out_height, width = decoder->out_width;
-    if (height * width * wish->channels > wish->max_nbytes)
+    int64_t height = scaled(decoder->height, decoder->scale), width = scaled(decoder->width, decoder->scale);
+    if (height * width * wish->channels > wish->max_nbytes) /* before memory is taken for all of it */
         escape(decoder);
+    turbo->start(decoder);
+    if (height != decoder->out_height || width != decoder->out_width)
+        escape(decoder);
+    for (int i = 0; i < decoder->n_components; i++)
+        if (decoder->components[i].quantization && !*decoder->components[i].quantization)
+            escape(decoder);
     struct part part = {0, height, 0, width, 0, (uint32_t)width};
     if (box) {
         cut(box[0], box[2], height, &part.top, &part.bottom);
         cut(box[1], box[3], width, &part.left, &part.right);
     }
-    if (part.left > MARGIN || part.right + MARGIN < width) {
+    /* What several scans have not told yet is guessed from neighbours, which a crop would take away. */
+    if ((part.left > MARGIN || part.right + MARGIN < width) && !turbo->many_scans(decoder)) {
         part.begin = part.left > MARGIN ? (uint32_t)part.left - MARGIN : 0;
         part.n = (uint32_t)(part.right + MARGIN < width ? part.right + MARGIN : width) - part.begin;
         turbo->crop(decoder, &part.begin, &part.n);
@@ -250,12 +308,14 @@ static void end(struct work *work, const struct turbo *turbo, const struct part 
 static int decode(struct work *work, const struct turbo *turbo, const struct wish *wish, const uint8_t *data,
                   int64_t nbytes, const int32_t *least, const double *box, int mirrored, uint8_t *out, int32_t *shape) {
     if (setjmp(work->escape)) {
-        turbo->abort(&work->decoder);
+        turbo->destroy(&work->decoder);
+        work->alive = 0;
         return 0;
     }
+    ready(work, turbo);
     struct part part = begin(work, turbo, wish, data, nbytes, least, box);
     int64_t height = part.bottom - part.top, width = part.right - part.left;
-    int fits = !wish->height || (height == wish->height && width == wish->width);
+    int fits = !wish->fitting || (height == wish->height && width == wish->width);
     if (!fits && !wish->resizing)
         escape(&work->decoder);
     if (fits)
@@ -269,24 +329,23 @@ static int decode(struct work *work, const struct turbo *turbo, const struct wis
 }
 
 /* Decode n pictures, each into its slot of `out`, or one as it comes. shapes[i] is what picture i has become, (0, 0) where
- * it must be decoded otherwise; its slot may have been written to. 0 if there is no memory for a decoder.
+ * it must be decoded otherwise; its slot may have been written to.
  *
  * Picture i lies at memory + starts[i]. It is decoded at the smallest scale that reaches least[i], of it the part boxes[i]:
  * top, left, height and width as shares; mirrored[i] swaps left and right.
  */
-int64_t streamkit_jpegs(const struct turbo *turbo, const struct wish *wish, int64_t n, const uint8_t *memory,
-                        const int64_t *starts, const int64_t *lengths, const uint8_t *plain, const int32_t *least,
-                        const double *boxes, const uint8_t *mirrored, uint8_t *out, int32_t *shapes) {
+void streamkit_jpegs(const struct turbo *turbo, const struct wish *wish, int64_t n, const uint8_t *memory,
+                     const int64_t *starts, const int64_t *lengths, const uint8_t *plain, const int32_t *least,
+                     const double *boxes, const uint8_t *mirrored, uint8_t *out, int32_t *shapes) {
     struct work work;
-    if (!ready(&work, turbo))
-        return 0;
+    work.room = NULL, work.room_nbytes = 0, work.alive = 0;
     int64_t slot = wish->height * wish->width * wish->channels;
     memset(shapes, 0, (size_t)n * 2 * sizeof *shapes);
     for (int64_t i = 0; i < n; i++)
         if (plain[i])
             decode(&work, turbo, wish, memory + starts[i], lengths[i], least + 2 * i, boxes ? boxes + 4 * i : NULL,
                    mirrored && mirrored[i], out + i * slot, shapes + 2 * i);
-    turbo->destroy(&work.decoder);
+    if (work.alive)
+        turbo->destroy(&work.decoder);
     free(work.room);
-    return 1;
 }

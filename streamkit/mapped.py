@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import resource
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -46,6 +47,7 @@ class Maps:
 
     def __init__(self, files: Files, names: Sequence[str], watched: bool = False) -> None:
         self._watched, self._pause, self._n_left = watched, _PAUSES[0], 0
+        self._lock = threading.Lock()
         self._sizes = np.array([files.size(name) for name in names], np.int64)
         self._bases = np.zeros(len(names), np.int64)
         for i in np.flatnonzero(self._sizes).tolist():
@@ -54,12 +56,12 @@ class Maps:
         files.close()  # a map needs no descriptor
         weakref.finalize(self, _unmap, native.unmapper(), self._bases, self._sizes).atexit = False
 
-    @property
-    def cold(self) -> bool:
-        """True, for some calls more, where pages had to be fetched from the disk: this range is to be read instead."""
+    def skips(self) -> bool:
+        """True, for some calls, after pages had to be fetched from the disk: this range is to be read by position."""
         if self._n_left == 0:
             return False
-        self._n_left -= 1
+        with self._lock:
+            self._n_left = max(0, self._n_left - 1)
         return True
 
     def read(
@@ -76,10 +78,15 @@ class Maps:
         before = _n_fetched() if self._watched else 0
         native.copy(self._bases[numbers] + offsets, lengths, memory, places, crcs)
         if self._watched:
-            # Threads may count over each other: some try a little sooner or later.
-            cold = _FETCHED * (_n_fetched() - before) > len(numbers)
-            self._n_left = self._pause if cold else 0
-            self._pause = min(2 * self._pause, _PAUSES[1]) if cold else _PAUSES[0]
+            self._learn(_FETCHED * (_n_fetched() - before) > len(numbers))
+
+    def _learn(self, cold: bool) -> None:
+        """What one call has met. Of threads that meet the same cold moment, the first alone makes the pause longer."""
+        with self._lock:
+            if not cold:
+                self._pause = _PAUSES[0]
+            elif self._n_left == 0:
+                self._n_left, self._pause = self._pause, min(2 * self._pause, _PAUSES[1])
 
 
 def _n_fetched() -> int:

@@ -1,7 +1,8 @@
 """One large batch made by several threads: each makes the pictures of a run of its rows, and the last one finishes it.
 
-So an epoch's first batch is there as soon as all threads can make it, and a few large ones keep many threads busy where a
-batch a thread would take more memory than there is. Else a batch is one thread's: each part costs what a batch costs.
+So an epoch's first batch is there as soon as all threads can make it, and the next ones when they are wanted; and a few large
+ones keep many threads busy where a batch a thread would take more memory than there is. Else a batch is one thread's: each
+part costs what a batch costs.
 
 >>> import tempfile, streamkit
 >>> out = tempfile.mkdtemp() + "/out"

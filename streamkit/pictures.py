@@ -150,7 +150,8 @@ class Pictures:
             pixels = None if together else decode_part(files, i, least[i], box, how, out.shape[3])
             if pixels is None:
                 height, width = least[i].tolist()
-                whole = self._decode(field, int(rows[i]), files.data(i), (height, width))
+                at_least = None if as_they_are else (height, width)
+                whole = self._decode(field, int(rows[i]), files.data(i), at_least)
                 pixels = whole if box is None else cut_out(whole, box.tolist())
             self._fit(field, pixels, out[i], None)
             if mirrored[i]:

@@ -202,10 +202,10 @@ static uint32_t copy_and_sum(char *to, const char *at, size_t n, int past_caches
     return (uint32_t)carry_on(crc, (const unsigned char *)to + whole, n - whole) ^ 0xffffffffu;
 }
 
-/* Raised whenever the arguments of a function here or in gather.c change, with native.py's: a library left over from an
+/* Raised whenever the arguments of a function of the library change, with those of its callers: a library left over from an
  * older build is then passed over, instead of being called wrongly. */
 int streamkit_abi(void) {
-    return 5;
+    return 6;
 }
 
 /* 1 where this processor has the crc32c instruction. */

@@ -177,7 +177,7 @@ class Reader:
         """
         offsets, crcs = self.columns[f"{name}.offset"][rows], self.columns[f"{name}.crc32c"][rows]
         lengths = self.lengths(name, rows)
-        maps = None if self._maps is None or self._maps.cold else self._maps
+        maps = None if self._maps is None or self._maps.skips() else self._maps
         try:
             if self.loose is not None:
                 self.loose.read(rows, lengths, memory, places, crcs)

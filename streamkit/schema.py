@@ -83,6 +83,8 @@ class Field:
             raise DamagedError(f"field {self.name!r} has the fill value {self.fill[:40]!r}")
         if len(self.shape) > MAX_NDIM or any(d is not None and d < 0 for d in self.shape):
             raise RefusedError(f"field {self.name!r} has shape {self.shape}; at most {MAX_NDIM} axes of size >= 0")
+        if self.is_image and 0 in self.shape:
+            raise RefusedError(f"field {self.name!r} has pictures of shape {self.shape}")
         reason = _mismatch(self)
         if reason:
             raise DamagedError(f"field {self.name!r} is of kind {self.kind}, and {reason}")

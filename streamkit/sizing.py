@@ -40,7 +40,7 @@ _USUAL_RATIO = {"zlib": 4, "varint": 8}  # on numbers; the index does not say th
 @dataclass(frozen=True)
 class Sizing:
     """What a loader's threads do at once. A task makes several small batches, one large one, or some single samples. Threads
-    share a batch of pictures that are decoded where the budget leaves fewer batches than threads, and the first of all.
+    share a batch of pictures that are decoded where the budget leaves fewer batches than threads, and the first ones.
 
     Attributes:
         sample_nbytes: of a sample while it is made [B].

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import math
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +205,97 @@ def test_a_picture_cut_short_is_bad_wherever_the_part_lies(way: str, share: floa
     cut, box = data[: int((len(data) - 2) * share)], (0, 0, 0.1, 1)
     assert part(cut, box=box) is None
     assert slots([cut], (9, 9, 3), boxes=[box])[1] == [0]
+
+
+def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Marker and bytes of each segment before the first scan, then (0, the rest)."""
+    at = 2
+    while data[at + 1] != 0xDA:
+        n = 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        yield data[at + 1], data[at : at + n]
+        at += n
+    yield 0, data[at:]
+
+
+def test_no_picture_is_decoded_with_the_tables_of_another(way: str) -> None:
+    """A JPEG without quantization tables is none; one without Huffman tables has the usual ones, or is left to others."""
+    plain, optimized = jpeg(60, 50, 1), jpeg(60, 50, 2, optimize=True)
+    without = {m: b"\xff\xd8" + b"".join(part for n, part in segments(plain) if n != m) for m in (0xDB, 0xC4)}
+    for other in (plain, optimized, jpeg(60, 50, 3, progressive=True)):
+        out, rest = slots([other, without[0xDB], other, without[0xC4]], (50, 60, 3))
+        assert rest in ([1], [1, 3])
+        if 3 not in rest:
+            np.testing.assert_array_equal(out[3], image.decode(plain, channels=3))
+
+
+def test_a_picture_is_measured_before_memory_is_taken_for_it(way: str) -> None:
+    """Of one in several scans the decoder keeps all numbers: 6 bytes a pixel."""
+    data = bytearray(jpeg(64, 48, progressive=True))
+    (frame,) = (part for marker, part in segments(bytes(data)) if marker == 0xC2)
+    at = data.index(frame)
+    data[at + 5 : at + 9] = (20_000).to_bytes(2, "big") * 2
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert part(bytes(data)) is None
+    assert slots([bytes(data)], (9, 9, 3))[1] == [0]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10  # KiB
+
+
+def test_tiny_pictures_are_decoded_at_the_same_scale(way: str) -> None:
+    rng = np.random.default_rng(0)
+    for height, width in itertools.product(range(1, 10), repeat=2):
+        data = simplejpeg.encode_jpeg(rng.integers(0, 256, (height, width, 3), np.uint8), 95)
+        for least in ((1, 1), (2, 1), (1, 3), (4, 4), (5, 2), (9, 9)):
+            expected = image.decode(data, channels=3, orientation=1, at_least=least).copy()
+            np.testing.assert_array_equal(part(data, least), expected)
+
+
+@given(n_scans=st.integers(1, 9), shares=SHARES)
+def test_a_part_of_a_picture_whose_last_scans_are_missing(way: str, n_scans: int, shares: tuple[float, ...]) -> None:
+    """Its end may stand behind any scan; what is not known of it is guessed, and the same for a part as for all of it."""
+    whole = jpeg(150, 120, progressive=True)
+    scans = whole.split(b"\xff\xda")
+    data = b"\xff\xda".join(scans[: 1 + n_scans]).removesuffix(b"\xff\xd9") + b"\xff\xd9"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", True)
+    except ValueError:
+        assert part(data, box=inside(shares)) is None
+    else:
+        np.testing.assert_array_equal(part(data, box=inside(shares)), cut_out(pixels, inside(shares)))
+
+
+@in_c_alone
+@pytest.mark.parametrize("sampling", [(0x12, 0x11, 0x14), (0x22, 0x22, 0x22), (0x31, 0x11, 0x11), (0x11, 0x11, 0x21)])
+def test_odd_samplings_are_left_to_others(way: str, sampling: tuple[int, ...]) -> None:
+    """With some of them libjpeg-turbo skips lines for ever."""
+    data = bytearray(jpeg(100, 90, subsampling=0))
+    (frame,) = (part for marker, part in segments(bytes(data)) if marker == 0xC0)
+    at = data.index(frame) + 10
+    for i, factors in enumerate(sampling):
+        data[at + 1 + 3 * i] = factors
+    assert slots([bytes(data)], (9, 9, 3), boxes=[(0.1, 0.1, 0.2, 0.2)])[1] == [0]
+
+
+@in_c_alone
+def test_what_does_not_fit_together_is_refused(way: str) -> None:
+    one, least = files(jpeg(16, 8)), np.zeros((1, 2), np.int64)
+    for out in (
+        np.empty((1, 0, 16, 3), np.uint8),
+        np.empty((2, 8, 16, 3), np.uint8),
+        np.empty((1, 8, 16, 2), np.uint8),
+        np.empty((1, 8, 16, 3), np.float32),
+        np.empty((1, 8, 32, 3), np.uint8)[:, :, ::2],
+    ):
+        with pytest.raises(ValueError, match="picture"):
+            decode_into(one, least, None, None, manner(), out)
+    with pytest.raises(ValueError, match="not as many boxes"):
+        decode_into(one, least, np.zeros((2, 4)), None, manner(), np.empty((1, 8, 16, 3), np.uint8))
+    marks, out = np.array([True, True, False, True]), np.empty((2, 2, 8, 16, 3), np.uint8)
+    two = files(jpeg(16, 8), jpeg(16, 8))
+    for mirrored, place in zip((marks[::2], marks[::2].copy()), out, strict=True):
+        assert decode_into(two, np.zeros((2, 2), np.int64), None, mirrored, manner(), place) == []
+    np.testing.assert_array_equal(*out)
+    for value in (np.nan, np.inf, -np.inf, 1e300, -1.0):  # nothing is written beside the slots
+        slots([jpeg(16, 8)], (5, 7, 3), boxes=[[value] * 4])
 
 
 @in_c_alone

@@ -32,8 +32,9 @@ Bytes = npt.NDArray[np.uint8]
 _FUNCTIONS = (
     *("jpeg_std_error", "jpeg_CreateDecompress", "jpeg_destroy_decompress", "jpeg_mem_src", "jpeg_read_header"),
     *("jpeg_start_decompress", "jpeg_read_scanlines", "jpeg_skip_scanlines", "jpeg_crop_scanline"),
-    *("jpeg_finish_decompress", "jpeg_abort_decompress"),
+    *("jpeg_finish_decompress", "jpeg_has_multiple_scans", "jpeg_abort_decompress"),
 )
+_SINCE_3 = "jpeg12_read_scanlines"  # before that, skipping and cropping had errors
 _VERSIONS = ((62, 632), (80, 656))  # JPEG_LIB_VERSION, and the size of jpeg_decompress_struct [B] where pointers take 8
 _PACKAGES = (("PIL", "pillow.libs/libjpeg*.so*"), ("imagecodecs", "imagecodecs.libs/libjpeg-*.so*"))
 _SYSTEM = ("libjpeg.so.62", "libjpeg.so.8")
@@ -81,7 +82,7 @@ class How(NamedTuple):
 
 
 class _Wish(ctypes.Structure):
-    _names = "height", "width", "channels", "resizing", "accurate", "upper_alone", "max_nbytes"
+    _names = "fitting", "resizing", "height", "width", "channels", "accurate", "upper_alone", "max_nbytes"
     _fields_ = [(name, ctypes.c_int64) for name in _names]
 
 
@@ -103,6 +104,10 @@ def decode_into(
 ) -> npt.NDArray[np.bool_]:
     """Decode JPEGs, or parts of them, each resized (bilinear) into its slot of `out` (n, height, width, channels), uint8,
     C-contiguous. The other arguments are those of `codecs.plain.decode_into`. Returns which are done, bool (n,)."""
+    if out.ndim != 4 or len(out) != len(files.starts) or out.shape[3] not in (1, 3, 4) or not out.flags.c_contiguous:
+        raise ValueError(f"{len(files.starts)} pictures do not fit into {out.shape}")
+    if out.dtype != np.uint8 or not all(out.shape[1:]):
+        raise ValueError(f"no picture is {out.dtype} {out.shape[1:]}")
     return _call(files, least, boxes, mirrored, how, out.shape[1:], out)[:, 0] > 0
 
 
@@ -111,6 +116,8 @@ def decode_part(
 ) -> tuple[int, int]:
     """Decode one JPEG, or its part, as it comes, to the beginning of `out`, uint8 of max_pixels x channels at least; its
     (height, width), or (0, 0)."""
+    if out.nbytes < how.max_pixels * channels or len(files.starts) != 1:
+        raise ValueError("no room for a picture of max_pixels")
     height, width = _call(files, least, boxes, None, how, (0, 0, channels), out)[0].tolist()
     return height, width
 
@@ -130,13 +137,15 @@ def _call(
     starts, lengths = (np.ascontiguousarray(values, np.int64) for values in (files.starts, files.lengths))
     if len(starts) and ((starts < 0) | (lengths < 0) | (starts + lengths > files.memory.nbytes)).any():
         raise ValueError("a file would leave the memory it lies in")
+    if len({len(values) for values in (*files[1:], least, boxes, mirrored) if values is not None}) != 1:
+        raise ValueError("not as many boxes, sizes or marks as files")
     shapes = np.empty((len(starts), 2), np.int32)
-    wish = _Wish(*slot, how.resizing, how.accurate, how.upper_alone, how.max_pixels * slot[2])
-    boxes = None if boxes is None else np.ascontiguousarray(boxes, np.float64)
-    marks = np.ascontiguousarray(files.plain), np.ascontiguousarray(least, np.int32)
-    arrays = (native.address(a) for a in (files.memory, starts, lengths, *marks, boxes, mirrored, out, shapes))
-    if not function(library, ctypes.byref(wish), len(starts), *arrays):
-        raise MemoryError("no memory for a JPEG decoder")
+    wish = _Wish(any(slot[:2]), how.resizing, *slot, how.accurate, how.upper_alone, how.max_pixels * slot[2])
+    plain, sizes = np.ascontiguousarray(files.plain, bool), np.ascontiguousarray(least, np.int32).reshape(-1, 2)
+    parts = None if boxes is None else np.ascontiguousarray(boxes, np.float64).reshape(-1, 4)
+    marks = None if mirrored is None else np.ascontiguousarray(mirrored, bool)
+    arrays = (files.memory, starts, lengths, plain, sizes, parts, marks, out, shapes)
+    function(library, ctypes.byref(wish), len(starts), *map(native.address, arrays))
     return shapes
 
 
@@ -147,12 +156,13 @@ def _turbo() -> tuple[Any, Any] | None:
     if compiled is None:
         return None
     pointer: Any = ctypes.c_void_p
-    compiled.streamkit_jpegs.restype = compiled.streamkit_jpegs_fit.restype = ctypes.c_int64
+    compiled.streamkit_jpegs.restype, compiled.streamkit_jpegs_fit.restype = None, ctypes.c_int64
     compiled.streamkit_jpegs.argtypes = [pointer, pointer, ctypes.c_int64, *[pointer] * 9]
     compiled.streamkit_jpegs_fit.argtypes = [pointer]
     for path in _libraries():
         try:
             library = ctypes.CDLL(path)
+            getattr(library, _SINCE_3)
             addresses = [ctypes.cast(getattr(library, name), pointer).value for name in _FUNCTIONS]
         except (OSError, AttributeError):
             continue
