@@ -346,6 +346,8 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     images, keys = Loader(out, batch_size=24, dtype="uint8", fields=("image", "key"))[0]
     for pixels, key in zip(images, keys, strict=True):
         assert np.abs(pixels.astype(int) - pillow(tmp_path / "in" / key)).max() <= 2, key
+    of_area = Loader(out, batch_size=24, dtype="uint8", fields="image", interpolation="area")[0]
+    np.testing.assert_array_equal(images, of_area)  # nothing is resized, so the turned and the others are as without it
     small, keys = Loader(out, batch_size=24, image_size=(9, 11), dtype="uint8", fields=("image", "key"))[0]
     for pixels, key in zip(small, keys, strict=True):
         expected = resize(pillow(tmp_path / "in" / key), (9, 11), "antialias").astype(int)

@@ -205,6 +205,7 @@ def test_plain_names_are_one_part_of_a_path(name: str) -> None:
         {"schema__x__shape": 4},
         {"schema__x__shape": [True]},
         {"schema__x__shape": [1] * 9},
+        {"schema__y": {"kind": "image", "dtype": "uint8", "shape": [0, 16, 3], "encoding": "jpeg"}},
         {"schema__x__shape": "44"},
         {"schema__x__chunk_rows": "many"},
         {"schema__x__chunk_rows": 0},
