@@ -36,7 +36,8 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     """Loaders of train and val: uint8 (10, 10, 3) pictures and which of four shapes they show."""
     out = tmp_path_factory.mktemp("shapes") / "out"
     streamkit.convert(ROOT / "sample_data" / "images", out, format="hdf5", encode="raw", workers=1)
-    options: dict[str, Any] = {"image_size": (10, 10), "dtype": "uint8", "num_workers": 1}
+    # A third as high and wide, so each pixel is the mean of what it covers: what learns from aliases differs by the seed.
+    options: dict[str, Any] = {"image_size": (10, 10), "interpolation": "area", "dtype": "uint8", "num_workers": 1}
     # One batch size everywhere, so that each step is traced once.
     train = streamkit.Loader(out, split="train", batch_size=BATCH, drop_remainder=True, **options)
     return train, streamkit.Loader(out, split="val", batch_size=240, shuffle=False, **options)
@@ -151,21 +152,16 @@ def test_shrinking_takes_out_what_is_empty_and_nothing_else(shapes: tuple[Any, A
 # Smaller layers
 
 
-@pytest.mark.parametrize(
-    "smaller, short",
-    # Separable layers lose 0.013 to 0.042 on these pictures, depending on the seed; test_digits holds 0.02 of them.
-    [(lambda m: low_rank(m, energy=0.9), 0.02), (lambda m: separable(m, depth_multiplier=4), 0.045)],
-    ids=["low_rank", "separable"],
-)
+@pytest.mark.parametrize("smaller", [lambda m: low_rank(m, energy=0.9), lambda m: separable(m, depth_multiplier=4)])
 def test_factored_layers_are_as_good_after_two_epochs(
-    shapes: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path, smaller: Any, short: float
+    shapes: tuple[Any, Any], dense: tuple[Any, float], tmp_path: Path, smaller: Any
 ) -> None:
     train, val = shapes
     model, before = dense
     small = compiled(smaller(model), rate=1e-3)
     assert small.count_params() < 0.95 * model.count_params()
     fit(small, train, epochs=2, run_dir=tmp_path / "run", verbose=0)
-    assert accuracy(small, val) >= before - short
+    assert accuracy(small, val) >= before - 0.02
     small.save(tmp_path / "small.keras")
     assert accuracy(keras.models.load_model(tmp_path / "small.keras"), val) == accuracy(small, val)
 
