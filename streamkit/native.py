@@ -76,7 +76,7 @@ def available() -> bool:
     return _library is not None
 
 
-def library() -> Any:
+def compiled() -> Any:
     """The C code as ctypes loaded it; None where it is not in use."""
     return _library
 

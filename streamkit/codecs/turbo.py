@@ -152,13 +152,13 @@ def _call(
 @functools.cache
 def _turbo() -> tuple[Any, Any] | None:
     """The C function and the library's functions for it; None without either, or where the library is another."""
-    compiled = native.library()
-    if compiled is None:
+    code = native.compiled()
+    if code is None:
         return None
     pointer: Any = ctypes.c_void_p
-    compiled.streamkit_jpegs.restype, compiled.streamkit_jpegs_fit.restype = None, ctypes.c_int64
-    compiled.streamkit_jpegs.argtypes = [pointer, pointer, ctypes.c_int64, *[pointer] * 9]
-    compiled.streamkit_jpegs_fit.argtypes = [pointer]
+    code.streamkit_jpegs.restype, code.streamkit_jpegs_fit.restype = None, ctypes.c_int64
+    code.streamkit_jpegs.argtypes = [pointer, pointer, ctypes.c_int64, *[pointer] * 9]
+    code.streamkit_jpegs_fit.argtypes = [pointer]
     for path in _libraries():
         try:
             library = ctypes.CDLL(path)
@@ -168,8 +168,8 @@ def _turbo() -> tuple[Any, Any] | None:
             continue
         for version in _VERSIONS:
             table = (pointer * (len(_FUNCTIONS) + 2))(*addresses, *version)
-            if compiled.streamkit_jpegs_fit(table):
-                return compiled.streamkit_jpegs, table
+            if code.streamkit_jpegs_fit(table):
+                return code.streamkit_jpegs, table
     return None
 
 
