@@ -91,19 +91,21 @@ def anonymous():
 """
 
 
-def test_memory_is_flat_over_20_epochs(tmp_path: Path) -> None:
+def test_memory_is_flat_over_40_epochs(tmp_path: Path) -> None:
     code = f"""{ANONYMOUS}
 loader = streamkit.Loader(sys.argv[1], batch_size=16, num_workers=2, memory_budget="16MiB", balance=True)
 found = []
-for _ in range(20):
+for _ in range(40):
     for batch in loader: pass
     found.append(anonymous())
 print(json.dumps(found))
 """
     np.savez(tmp_path / "t.npz", x=np.zeros((1500, 64, 64), np.float32), y=np.arange(1500) % 7)
     found = reading.run_python(code, convert(tmp_path / "t.npz", tmp_path / "out", compression="none"))
-    assert np.mean(found[10:]) - np.mean(found[:10]) < 6 << 20, found  # how many batches are under way varies by 16 MiB
-    assert max(found) - min(found) < 16 << 20, found  # 20 epochs are 480 MiB
+    # The heap of each thread fills and empties by some MiB, and takes some epochs to reach its size: a trend over many
+    # epochs tells that from a leak, two halves of few epochs do not. 150,000 batches stay between 40 and 54 MiB.
+    assert np.polyfit(range(37), found[3:], 1)[0] < 0.4 * (1 << 20), found
+    assert max(found) - min(found) < 20 << 20, found  # 40 epochs are 960 MiB
 
 
 def test_decoding_pictures_stays_within_the_bound(tmp_path: Path) -> None:
