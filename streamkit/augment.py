@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.order import uniform
+from streamkit.bijection import uniform
 
 Ints = npt.NDArray[np.int64]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from streamkit.native import BadRange
 from streamkit.remote import patience
 from streamkit.remote.address import Address
 from streamkit.remote.failures import Missing
-from streamkit.remote.ranges import Wanted, read_ranges
+from streamkit.remote.ranges import Wanted, begin_ranges, read_ranges
 from streamkit.remote.transfer import read, size
 from streamkit.storage import Part
 
@@ -74,11 +74,20 @@ class FarFiles:
     def _bring(self, parts: Sequence[Part], memory: Bytes, fresh: bool = False) -> None:
         """Bring bytes as they are; `fresh`: from the server itself."""
         try:
-            read_ranges([Wanted(self.root / p.name, p.offsets, p.lengths, p.places) for p in parts], memory)
+            read_ranges([self._wanted(part, memory) for part in parts])
         except Missing as missing:
             self._check_replaced()
             gone = next(i for i, part in enumerate(parts) if str(self.root / part.name) == missing.args[0])
             raise BadRange(sum(len(part.offsets) for part in parts[:gone]), "this shard is missing") from None
+
+    def begin(
+        self, parts: Sequence[Part], memories: Sequence[Bytes], ended: Callable[[int, BaseException | None], None]
+    ) -> None:
+        """Begin to bring bytes as they are, each part's into memory of its own; see `begin_ranges`."""
+        begin_ranges([self._wanted(part, memory) for part, memory in zip(parts, memories, strict=True)], ended)
+
+    def _wanted(self, part: Part, memory: Bytes) -> Wanted:
+        return Wanted(self.root / part.name, part.offsets, part.lengths, part.places, memory)
 
     def _again(self, parts: Sequence[Part], wrong: dict[int, int], memory: Bytes) -> None:
         """Ask for wrong ranges until they are right, or wrong in the same way several times."""

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.order import Rows, around, permute
+from streamkit.bijection import permute
+from streamkit.order import Rows, around
 
 Ints = npt.NDArray[np.int64]
 

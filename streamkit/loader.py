@@ -164,18 +164,21 @@ class Loader(SplitStream):
             manifest,
             chosen_split,
             view,
-            chunk_budget_nbytes=budget // 4,
+            kept_nbytes=budget // 4,
             map_limit_nbytes=None if memory_budget is None else budget,
             lenient=on_corrupt == "skip",
             shards_root=shards_root(path, manifest.root, root, manifest.dataset_id),
             blocks=Blocks.of(cache_dir, cache_limit),
         )
-        chosen, ordering = choose(reader.index, part, where, rows), Ordering(reader, seed, shuffle, budget)
-        ordered = ordering.plain(chosen) if balance is False else ordering.balanced(chosen, balance)
         one = 1 if batch_size is None else batch_size
+        chosen, ordering = (
+            choose(reader.index, part, where, rows),
+            Ordering(reader, seed, shuffle, budget, one * n_shards),
+        )
+        ordered = ordering.plain(chosen) if balance is False else ordering.balanced(chosen, balance)
         batches = Batches(ordered.order.n, one, drop_remainder, shard, n_shards, pad=not shuffle)
         if isinstance(view.pad_to, tuple) and shuffle:
-            ordered = ordering.by_length(ordered, view.pad_to, view.outputs(manifest.schema), batches.global_size)
+            ordered = ordering.by_length(ordered, view.pad_to, view.outputs(manifest.schema))
         self.max_bad = max_bad
         super().__init__(
             view,

@@ -16,7 +16,6 @@ compressed chunks are shuffled chunk first, then row within a window of chunks; 
 
 from __future__ import annotations
 
-import hashlib
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,101 +25,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from streamkit.bijection import permute, permute_each
 from streamkit.errors import UsageError
 
 Ints = npt.NDArray[np.int64]
-
-_ROUNDS = 8
-_MIN_BITS = 6  # below 64 values the halves are too narrow to mix; cycle walking from 64 costs nothing
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: Knuth's multiplicative hashing
-
-
-def permute(positions: npt.ArrayLike, n: int, key: tuple[int, ...]) -> Ints:
-    """Map positions to values by a bijection of [0, n) chosen by `key`.
-
-    Args:
-        positions: integers in [0, n), any shape.
-        n: size of the domain, below 2**62.
-        key: integers such as (seed, epoch); any change gives an unrelated bijection.
-
-    Returns:
-        int64 array of the same shape, values in [0, n).
-
-    Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (2002), cycle walking.
-    """
-    shape = np.shape(positions)
-    x = np.array(positions, dtype=np.uint64).reshape(-1)
-    if n <= 1:
-        return x.astype(np.int64).reshape(shape)
-    bits = max((n - 1).bit_length(), _MIN_BITS)
-    low_bits = bits // 2
-    keys = _round_keys(tuple(map(int, key)))  # as Python's: repr and hash of NumPy's integers differ
-    y = _feistel(x, bits, low_bits, keys)
-    outside = np.flatnonzero(y >= n)
-    while outside.size:  # fewer than half are outside each time, so this ends after about log2(size) turns
-        y[outside] = _feistel(y[outside], bits, low_bits, keys)
-        outside = outside[y[outside] >= n]
-    return y.astype(np.int64).reshape(shape)
-
-
-def permute_each(positions: Ints, sizes: Ints, seed: int, *keys: Ints) -> Ints:
-    """As `permute`, each element by a bijection of its own: of [0, sizes[i]), chosen by `seed` and keys[...][i].
-
-    Args:
-        positions, sizes, keys: int64, all of one length; positions[i] in [0, sizes[i]).
-        seed: any integer.
-    """
-    x = positions.astype(np.uint64)
-    bits = np.maximum(np.frexp(sizes - 1.0)[1].astype(np.int64), _MIN_BITS)  # bit lengths
-    low_bits = bits // 2
-    chosen = np.full(x.shape, _round_keys((int(seed),))[0])
-    for key in keys:
-        chosen = _mixed(np.bitwise_xor(chosen, key.astype(np.uint64)))
-    rounds = _mixed(chosen + (np.arange(_ROUNDS, dtype=np.uint64) * _MULTIPLIER)[:, None])
-    left = np.flatnonzero(sizes > 1)
-    while left.size:
-        x[left] = _feistel(x[left], bits[left], low_bits[left], rounds[:, left])
-        left = left[x[left] >= sizes[left].astype(np.uint64)]
-    return x.astype(np.int64)
-
-
-def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's finaliser: a bijection in which every bit counts. Source: Steele, Lea and Flood (2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _feistel(x: npt.NDArray[np.uint64], bits: Any, low_bits: Any, keys: npt.NDArray[np.uint64]) -> Any:
-    """Of numbers below 2**bits; `bits` and `low_bits` one for all, or as many as there are, and so for each round's key."""
-    one, shift = np.uint64(1), np.asarray(low_bits).astype(np.uint64)
-    high_mask = (one << np.asarray(bits - low_bits).astype(np.uint64)) - one
-    low_mask = (one << shift) - one
-    high, low = x >> shift, x & low_mask
-    for i in range(0, _ROUNDS, 2):  # each half is changed by a hash of the other: always invertible
-        high ^= _hash(low, keys[i]) & high_mask
-        low ^= _hash(high, keys[i + 1]) & low_mask
-    return (high << shift) | low
-
-
-def _hash(x: npt.NDArray[np.uint64], key: np.uint64) -> npt.NDArray[np.uint64]:
-    h = (x ^ key) * _MULTIPLIER
-    h ^= h >> np.uint64(29)
-    h *= _MULTIPLIER
-    return h >> np.uint64(32)
-
-
-def uniform(key: tuple[int, ...], numbers: Ints) -> npt.NDArray[np.float64]:
-    """A number in [0, 1) for each of `numbers`: a hash, so any of them is had alone. float64, same shape."""
-    keys = _round_keys(tuple(map(int, key)))  # NumPy's integers print otherwise than Python's
-    h = _hash(_hash(numbers.astype(np.uint64), keys[0]), keys[1])
-    return _hash(h, keys[2]) / float(1 << 32)
-
-
-@lru_cache(maxsize=256)
-def _round_keys(key: tuple[int, ...]) -> npt.NDArray[np.uint64]:
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8 * _ROUNDS).digest()
-    return np.frombuffer(digest, dtype="<u8").astype(np.uint64)
 
 
 class Rows(Protocol):
@@ -139,6 +47,7 @@ def around(start: int, n: int, n_positions: int) -> tuple[tuple[int, int], tuple
     return (start, start + first), (0, n - first)
 
 
+_PARTS = 32  # of a batch and of a window: as many replicas bring nothing twice
 _BLOCK = 16_384  # positions computed at once: spreads NumPy's cost per call over many batches
 
 
@@ -146,12 +55,16 @@ _BLOCK = 16_384  # positions computed at once: spreads NumPy's cost per call ove
 class Order:
     """The order of `n` chosen rows in every epoch.
 
+    Where rows come many at a time, in chunks, each part of a global batch draws from a part of the window of its own:
+    whoever makes a share of every batch needs that share of the chunks, whatever the number of shares.
+
     Attributes:
         n: number of chosen rows; the order yields numbers in [0, n).
         seed: any integer.
         shuffle: False gives storage order in every epoch.
-        bounds: for chunked storage, the positions [0, ..., n] where a new chunk begins (int64, n_chunks + 1); else None.
-        window: chunks whose rows are mixed with one another, for chunked storage.
+        bounds: where rows come in chunks, the numbers [0, ..., n] where a new one begins (int64, n_chunks + 1); else None.
+        window: chunks whose rows are mixed with one another.
+        global_batch: samples in a batch over all shards; 1 where positions are no places in batches.
     """
 
     n: int
@@ -159,6 +72,7 @@ class Order:
     shuffle: bool = True
     bounds: Any = None
     window: int = 1
+    global_batch: int = 1
 
     def rows(self, epoch: int, start: int, stop: int) -> Ints:
         """Rows at positions [start, stop) of the epoch: int64, in the order they are to be delivered."""
@@ -192,11 +106,39 @@ class Order:
         while at <= last:
             base, end = int(window_starts[w]), int(window_starts[w + 1])
             stop = min(end, last + 1)
-            inside = permute(np.arange(at - base, stop - base), end - base, (self.seed, epoch, w)) + base
+            inside = self._within(epoch, w, base, end, np.arange(at, stop)) + base
             chunk = np.searchsorted(starts, inside, side="right") - 1
             out[at - positions[0] : stop - positions[0]] = self.bounds[chunks[chunk]] + (inside - starts[chunk])
             at, w = stop, w + 1
         return out
+
+    @property
+    def n_parts(self) -> int:
+        """Parts of a global batch that draw from parts of the window of their own; one where one window holds all."""
+        windows = self.bounds is not None and self.window < len(self.bounds) - 1
+        return min(_PARTS, self.global_batch) if windows else 1
+
+    def _within(self, epoch: int, w: int, base: int, end: int, positions: Ints) -> Ints:
+        """Which of the rows of window `w`, [0, end - base), come at these positions of it, [base, end)."""
+        if self.n_parts == 1:
+            return permute(positions - base, end - base, (self.seed, epoch, w))
+        edges = -(
+            -np.arange(self.n_parts + 1) * self.global_batch // self.n_parts
+        )  # places where a batch's parts begin
+        sizes = np.diff(edges)
+
+        def before(position: Any, part: Any) -> Ints:
+            """Positions of a part before this one."""
+            batch, rest = np.divmod(position, self.global_batch)
+            return np.asarray(batch * sizes[part] + np.clip(rest - edges[part], 0, sizes[part]))
+
+        every = np.arange(self.n_parts)
+        firsts = before(base, every)
+        n_rows = before(end, every) - firsts
+        part = np.searchsorted(edges, positions % self.global_batch, side="right") - 1
+        number = before(positions, part) - firsts[part]
+        keys = np.full_like(part, epoch), np.full_like(part, w), part
+        return (np.cumsum(n_rows) - n_rows)[part] + permute_each(number, n_rows[part], self.seed, *keys)
 
 
 @lru_cache(maxsize=16)

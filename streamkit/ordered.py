@@ -6,7 +6,7 @@
 >>> _ = streamkit.convert("sample_data/images", out, format="tfrecord", workers=1)
 >>> manifest = streamkit.open(out)
 >>> reader = Reader(out, manifest, manifest.splits["val"], [manifest.schema["label"]])
->>> ordered = Ordering(reader, seed=0, shuffle=False, budget_nbytes=1 << 20).plain((10, 20))
+>>> ordered = Ordering(reader, seed=0, shuffle=False, budget_nbytes=1 << 20, global_batch=8).plain((10, 20))
 >>> ordered.at(ordered.order.rows(epoch=0, start=2, stop=5)).tolist(), ordered.facts["choosing"], ordered.window
 ([12, 13, 14], '10:20', None)
 """
@@ -26,7 +26,7 @@ from streamkit.lengths import ByLength
 from streamkit.order import Order, Rows
 from streamkit.reader import Reader
 from streamkit.shares import Shares, derived, quotas
-from streamkit.sizing import chunk_windows
+from streamkit.sizing import windows
 
 Ints = npt.NDArray[np.int64]
 
@@ -39,11 +39,13 @@ class Ordered:
         rows: what the order's numbers stand for: (first, past-the-last) of a run, or int64 (n,).
         order: of their numbers.
         facts: what a cursor must know of both, JSON-able.
+        stretched: the order is such that stretches of small rows on a server are best brought whole.
     """
 
     rows: Ints | tuple[int, int]
     order: Rows
     facts: Mapping[str, Any]
+    stretched: bool = False
 
     def at(self, numbers: Ints) -> Ints:
         """Rows of the index that the order's numbers stand for."""
@@ -56,7 +58,7 @@ class Ordered:
 
     @property
     def window(self) -> int | None:
-        """Samples in chunks that are mixed at once, at most; None where no chunks are."""
+        """Samples in chunks (or stretches) that are mixed at once, at most; None where all are."""
         order = self.order.order if isinstance(self.order, ByLength) else self.order
         parts = order.parts if isinstance(order, Shares) else (order,)
         windows = [part for part in parts if isinstance(part, Order) and part.bounds is not None]
@@ -72,19 +74,23 @@ class Ordering:
         seed: of the order.
         shuffle: False is storage order.
         budget_nbytes: the loader's memory budget [B]; a part of it holds chunks that are mixed.
+        global_batch: samples in a batch over all shards.
     """
 
     reader: Reader
     seed: int
     shuffle: bool
     budget_nbytes: int
+    global_batch: int
 
     def plain(self, rows: Ints | tuple[int, int]) -> Ordered:
         """One order over all."""
         n = rows[1] - rows[0] if isinstance(rows, tuple) else len(rows)
-        bounds, window = self._windows(rows, self.budget_nbytes)
-        order = Order(n, self.seed, self.shuffle, bounds, window)
-        return Ordered(rows, order, {"choosing": fingerprint(rows), "window": _of_chunks(order)})
+        (bounds, window), stretched = self._windows(rows, self.budget_nbytes), False
+        if bounds is None:
+            (bounds, window), stretched = self._stretches(rows)
+        order = Order(n, self.seed, self.shuffle, bounds, window, self.global_batch)
+        return Ordered(rows, order, {"choosing": fingerprint(rows), "window": _said(order)}, stretched)
 
     def balanced(self, rows: Ints | tuple[int, int], balance: Any) -> Ordered:
         """With the classes' shares; the rows are put in the order of their classes."""
@@ -100,24 +106,23 @@ class Ordering:
         order = Shares(tuple(parts), quotas(len(chosen), weights), self.seed, self.shuffle)
         together = np.concatenate(classes)
         choosing = f"{fingerprint(together)} balanced {fingerprint(np.array(order.quotas))}"
-        windows = [said for part in parts if (said := _of_chunks(part)) is not None]
-        return Ordered(together, order, {"choosing": choosing, "window": windows or None})
+        said = [words for part in parts if (words := _said(part)) is not None]
+        return Ordered(together, order, {"choosing": choosing, "window": said or None})
 
-    def by_length(self, ordered: Ordered, pad_to: Sequence[int], names: Sequence[str], global_batch: int) -> Ordered:
+    def by_length(self, ordered: Ordered, pad_to: Sequence[int], names: Sequence[str]) -> Ordered:
         """Samples of like length together, in batches that are padded to one of `pad_to`.
 
         Args:
             ordered: what decides which samples are near each other.
             pad_to: lengths [row].
             names: of the fields delivered; the first of them that varies in length counts.
-            global_batch: samples in a batch over all shards.
 
         Raises:
             UsageError: none of them varies in length.
         """
         lengths = self._lengths(names)
         own = lengths[slice(*ordered.rows) if isinstance(ordered.rows, tuple) else ordered.rows]
-        order = ByLength(ordered.order, own, global_batch, self.seed)
+        order = ByLength(ordered.order, own, self.global_batch, self.seed)
         return replace(ordered, order=order, facts={**ordered.facts, "pad_to": list(pad_to)})
 
     def _windows(self, rows: Ints | tuple[int, int], budget_nbytes: int) -> tuple[Ints | None, int]:
@@ -126,8 +131,24 @@ class Ordering:
         chunked = [f for f in self.reader.manifest.schema.payloads if f.chunk_rows is not None]
         if not (self.shuffle and chunked):
             return None, 1
-        numbers = np.arange(*rows) if isinstance(rows, tuple) else rows
-        return chunk_windows(chunked, self.reader.shard_starts, numbers, budget_nbytes)
+        widest = max(chunked, key=lambda f: f.chunk_rows or 0)
+        n_together = int(widest.chunk_rows or 1)
+        nbytes = sum(f.sample_nbytes for f in chunked) * n_together
+        return windows(n_together, nbytes, self.reader.shard_starts, _numbers(rows), budget_nbytes)
+
+    def _stretches(self, rows: Ints | tuple[int, int]) -> tuple[tuple[Ints | None, int], bool]:
+        """The same for stretches of a server, and whether they are to be brought: as far as they can all be kept, without
+        windows."""
+        reader, n_together = self.reader, self.reader.n_together
+        if not self.shuffle or n_together is None:
+            return (None, 1), False
+        nbytes = n_together * reader.split.nbytes // reader.split.samples
+        bounds, window = windows(n_together, nbytes, reader.shard_starts, _numbers(rows), self.budget_nbytes)
+        n_stretches = len(bounds) - 1
+        if int(bounds[-1]) < n_stretches * n_together // 2 or reader.kept_nbytes < 4 * nbytes:
+            return (None, 1), False  # few rows of each are wanted, or hardly any would be kept
+        all_fit = n_stretches * nbytes <= reader.kept_nbytes // 2
+        return (None, 1) if all_fit else (bounds, window), True
 
     def _lengths(self, names: Sequence[str]) -> Ints:
         """Length of the ragged field that is delivered first, of all rows; stored bytes if the index has no other."""
@@ -146,6 +167,13 @@ def labels_of(reader: Reader, rows: Ints) -> Any:
     return (reader.columns if label.name in reader.columns else reader.index.load([label.name]))[label.name][rows]
 
 
-def _of_chunks(order: Order) -> str | None:
+def _numbers(rows: Ints | tuple[int, int]) -> Ints:
+    return np.arange(*rows) if isinstance(rows, tuple) else rows
+
+
+def _said(order: Order) -> str | None:
     """What a cursor says of an order's window."""
-    return None if order.bounds is None else f"{order.window} of {len(order.bounds) - 1} chunks"
+    if order.bounds is None:
+        return None
+    parts = "" if order.n_parts == 1 else f", in {order.n_parts} parts"
+    return f"{order.window} of {len(order.bounds) - 1} chunks{parts}"

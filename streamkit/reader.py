@@ -39,6 +39,7 @@ from streamkit.remote.address import Address, place
 from streamkit.schema import Field
 from streamkit.splits import Split
 from streamkit.storage import Files, Part, available_memory
+from streamkit.stretches import Stretches, n_together
 from streamkit.tables import index_columns, range_columns
 
 if TYPE_CHECKING:
@@ -56,12 +57,13 @@ class Reader:
         split: the split to read.
         fields: payload and column fields that will be asked for; only their index columns are loaded.
         extras: further index columns (width, height, orientation, ...), those there are.
-        chunk_budget_nbytes: decoded chunks kept [B], for chunked fields.
+        kept_nbytes: decoded chunks, or stretches from a server, kept [B].
         map_limit_nbytes: shards are mapped if all of the split's are smaller [B]; None: also larger ones, as long as they are
             found in the page cache.
         lenient: shards may be missing or of another size; rows whose bytes are not there are damaged when they are read.
         shards_root: the folder that the shards lie in; `root` if None.
         blocks: where bytes of shards on a server are kept.
+        stretched: see `keep_stretches`.
 
     Both folders may be addresses on a server; shards there are looked at when they are read.
 
@@ -77,11 +79,12 @@ class Reader:
         split: Split,
         fields: Sequence[Field],
         extras: Sequence[str] = (),
-        chunk_budget_nbytes: int = 256 << 20,
+        kept_nbytes: int = 256 << 20,
         map_limit_nbytes: int | None = None,
         lenient: bool = False,
         shards_root: str | os.PathLike[str] | Address | None = None,
         blocks: Blocks | None = None,
+        stretched: bool = False,
     ) -> None:
         self.root, self.manifest, self.split = place(root), manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
@@ -96,8 +99,11 @@ class Reader:
         self._maps = self._map(map_limit_nbytes) if sizes_fit else None  # a range may leave a file that was cut
         self._map_limit_nbytes = map_limit_nbytes
         # A circle would keep descriptors until it is collected.
-        self._slabs = Slabs(weakref.proxy(self), chunk_budget_nbytes)
-        self._chunk_budget_nbytes = chunk_budget_nbytes
+        self._slabs = Slabs(weakref.proxy(self), kept_nbytes)
+        self.kept_nbytes = kept_nbytes
+        self._stretches: Stretches | None = None
+        if stretched:
+            self.keep_stretches()
 
     def _files(self, where: Path | Address, blocks: Blocks | None) -> Files | FarFiles:
         """The shards that lie in a folder, of this machine or on a server."""
@@ -111,6 +117,24 @@ class Reader:
     def is_far(self) -> bool:
         """Whether the shards lie on a server."""
         return not isinstance(self.files, Files)
+
+    @property
+    def n_together(self) -> int | None:
+        """Rows that should come in one request, where many are wanted and requests cost more than their bytes."""
+        addressed = all(f.chunk_rows is None for f in self.manifest.schema.payloads) and self.loose is None
+        if not (self.is_far and addressed and self._blocks is None and self.split.samples):
+            return None
+        return n_together(self.split.nbytes // self.split.samples)
+
+    def keep_stretches(self) -> None:
+        """From now on bring runs of `n_together` rows and keep some: most rows are going to be wanted, near ones soon."""
+        if (n := self.n_together) is not None:
+            self._stretches = Stretches(weakref.proxy(self), n, self.kept_nbytes)
+
+    def expect(self, rows: Ints) -> None:
+        """These rows will be wanted soon: what can be brought ahead of that is on its way when this returns."""
+        if self._stretches is not None:
+            self._stretches.expect(rows)
 
     def _load(self) -> None:
         names = [n for f in self.fields if f.is_payload for n in range_columns(f)]
@@ -175,6 +199,9 @@ class Reader:
         Raises:
             DamagedError: bytes that are not what the index says; names shard, record and key.
         """
+        if self._stretches is not None:
+            left = self._stretches.read(name, rows, memory, places)
+            rows, places = rows[left], places[left]
         offsets, crcs = self.columns[f"{name}.offset"][rows], self.columns[f"{name}.crc32c"][rows]
         lengths = self.lengths(name, rows)
         maps = None if self._maps is None or self._maps.skips() else self._maps
@@ -242,11 +269,12 @@ class Reader:
             "split": self.split,
             "fields": self.fields,
             "extras": self.extras,
-            "chunk_budget_nbytes": self._chunk_budget_nbytes,
+            "kept_nbytes": self.kept_nbytes,
             "map_limit_nbytes": self._map_limit_nbytes,
             "lenient": self.lenient,
             "shards_root": self.files.root,
             "blocks": self._blocks,
+            "stretched": self._stretches is not None,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -24,7 +24,8 @@ from functools import cached_property, lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from streamkit.order import Order, Rows, around, permute_each, uniform
+from streamkit.bijection import permute_each, uniform
+from streamkit.order import Order, Rows, around
 
 Ints = npt.NDArray[np.int64]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,7 @@ class Sizing:
         budget_nbytes: for everything [B].
         scratch_nbytes: that a task takes besides while it is made: stored bytes [B].
         picture_nbytes: that a thread takes besides while it decodes: a picture before it fits [B].
-        kept_nbytes: decoded chunks kept [B].
+        kept_nbytes: decoded chunks, or stretches from a server, kept [B].
         ragged: batches differ in size.
         decoding: pictures are, so that threads may share a batch.
     """
@@ -211,24 +211,22 @@ def sample_nbytes(specs: Mapping[str, Spec], schema: Schema, columns: Mapping[st
     return total
 
 
-def chunk_windows(chunked: Sequence[Field], shard_starts: Ints, rows: Ints, budget_nbytes: int) -> tuple[Ints, int]:
-    """How rows that share chunks are to be shuffled.
+def windows(n_together: int, nbytes: int, shard_starts: Ints, rows: Ints, budget_nbytes: int) -> tuple[Ints, int]:
+    """How rows that come many at a time are to be shuffled.
 
     Args:
-        chunked: chunked fields, all of the dataset's.
+        n_together: rows that do, in each shard from its first one on.
+        nbytes: what those take [B].
         shard_starts: first row of each shard, and the end, int64 (n_shards + 1,).
         rows: the chosen rows, int64 (n,).
         budget_nbytes: the loader's memory budget [B].
 
     Returns:
-        Where a new chunk of the field with the longest ones begins among the chosen rows, [0, ..., n], int64; and how
-        many chunks are mixed at once.
+        Where new ones begin among the chosen rows, [0, ..., n], int64; and how many are mixed at once.
     """
-    widest = max(chunked, key=lambda f: f.chunk_rows or 0)
     begins = np.zeros(int(shard_starts[-1]), np.int64)
     for start, stop in itertools.pairwise(shard_starts.tolist()):
-        begins[start : stop : widest.chunk_rows] = 1
+        begins[start:stop:n_together] = 1
     chosen = np.cumsum(begins)[rows]
     bounds = np.r_[0, np.flatnonzero(np.diff(chosen)) + 1, len(rows)].astype(np.int64)
-    nbytes = sum(f.sample_nbytes for f in chunked) * int(widest.chunk_rows or 1)
     return bounds, max(1, budget_nbytes // 16 // max(1, nbytes))

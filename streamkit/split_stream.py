@@ -69,6 +69,8 @@ class SplitStream(Stream):
     ) -> None:
         self._reader, self._ordered, self._budget = ordering.reader, ordered, ordering.budget_nbytes
         self.manifest, self.view = self._reader.manifest, view
+        if ordered.stretched:
+            self._reader.keep_stretches()
         self.path, self.seed, self.shuffle = self._reader.root, ordering.seed, ordering.shuffle
         fingerprint = {
             "dataset": self.manifest.dataset_id,
@@ -142,12 +144,24 @@ class SplitStream(Stream):
     # How batches are made
 
     def _jobs(self, epoch: int, numbers: range, place: int) -> list[Callable[[], list[Any]]]:
+        if self._ordered.stretched and place >= self.depth:  # what is wanted first goes first
+            self._expect(epoch, numbers)
         n_parts = self._sizing.n_parts_of(place)
         if n_parts == 1:
             return super()._jobs(epoch, numbers, place)
         (i,) = numbers
         choose, finish = partial(self._chosen, epoch, i), partial(self._finished, epoch, i)
         return Parted(self._maker, choose, epoch, n_parts, finish, partial(self._make, epoch, numbers)).jobs()
+
+    def _expect(self, epoch: int, numbers: range) -> None:
+        """Have the next window brought while this one is used up. What is under way reaches into it by itself, or farther;
+        of more than two windows, not all is kept."""
+        window = (self._ordered.window or 0) // self._batches.global_size  # batches
+        under_way = self.depth * self._sizing.n_together
+        n_ahead = min(window, 2 * window - under_way)
+        later = [i + n_ahead for i in numbers if i + n_ahead < len(self)]
+        if n_ahead > 0 and later:
+            self._reader.expect(np.concatenate([self.rows(epoch, i) for i in later]))
 
     def _chosen(self, epoch: int, i: int) -> Ints:
         """Rows of batch `i`, without those known to be bad and with what stands in for them."""
@@ -168,7 +182,8 @@ class SplitStream(Stream):
             return 1, 0
         if (n_mixed := self._ordered.window) is None:
             return self.n_samples, 0
-        return n_mixed, n_mixed * sum(f.sample_nbytes for f in self.schema.payloads if f.chunk_rows is not None)
+        chunked = sum(f.sample_nbytes for f in self.schema.payloads if f.chunk_rows is not None)
+        return n_mixed, n_mixed * (chunked or self.record_nbytes)
 
     @cached_property
     def _maker(self) -> BatchMaker:
@@ -184,6 +199,7 @@ class SplitStream(Stream):
 
     def _sized(self, maker: BatchMaker) -> Sizing:
         payloads = [f for f in self._reader.fields if f.is_payload]
+        kept = self._reader.kept_nbytes
         slabs = [slab_nbytes(f) + band_nbytes(f) for f in payloads if f.chunk_rows is not None]
         return Sizing(
             sample_nbytes(maker.specs, self.schema, self._reader.columns),
@@ -193,7 +209,7 @@ class SplitStream(Stream):
             self.memory_budget,
             scratch_nbytes(payloads, self._reader.columns, self.batch_size or 1, self._reader.is_far),
             4 * maker.pictures.max_pixels * sum(f.is_encoded_image for f in payloads),
-            max(self._budget // 4, (1 + self.num_workers) * max(slabs)) if slabs else 0,
+            max(kept, (1 + self.num_workers) * max(slabs)) if slabs else kept if self._ordered.stretched else 0,
             ragged=any(None in spec.shape for spec in maker.specs.values()),
             decoding=any(f.is_encoded_image for f in payloads) and not self._reader.is_far,
         )

@@ -17,7 +17,8 @@ from reading import all_same, convert
 
 import streamkit
 from streamkit import DamagedError, Loader, UsageError
-from streamkit.order import Order, permute_each
+from streamkit.bijection import permute_each
+from streamkit.order import Order
 from streamkit.shares import Shares, quotas
 
 SIZES = (70, 20, 6)  # of the classes

@@ -76,8 +76,17 @@ ROOMS = (
         ),
         "loader",
     )
-    | {"lengths": "order", "shares": "order", "splits": "manifest", "tables": "index", "commands": "cli"}
-    | dict.fromkeys(("blocks", "cached", "chunks", "far", "loose", "mapped", "places", "readplan"), "reader")
+    | {
+        "bijection": "order",
+        "lengths": "order",
+        "shares": "order",
+        "splits": "manifest",
+        "tables": "index",
+        "commands": "cli",
+    }
+    | dict.fromkeys(
+        ("blocks", "cached", "chunks", "far", "loose", "mapped", "places", "readplan", "stretches"), "reader"
+    )
 )
 
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamkit.bijection import permute
 from streamkit.errors import UsageError
-from streamkit.order import Batches, Cursor, Order, permute
+from streamkit.order import Batches, Cursor, Order
 
 FINGERPRINT = {"dataset": "d1", "split": "train", "seed": 0}
 

@@ -613,7 +613,7 @@ def test_eight_threads_read_what_one_reads(made: Path, name: str, how: str) -> N
 def test_eight_threads_read_chunks_right_when_few_can_be_kept(made: Path) -> None:
     path = made / "table-gzip"
     full = reading.reader_of(path)
-    reader = Reader(path, full.manifest, full.split, full.fields, chunk_budget_nbytes=1)
+    reader = Reader(path, full.manifest, full.split, full.fields, kept_nbytes=1)
     field = reader.manifest.schema["x"]
     assert len(reader.chunk_table["offset"]) > 3
     numbers = np.array([reading.row_of(key) for key in reading.keys_of(path)])

@@ -275,7 +275,7 @@ def test_requests_do_not_wait_for_each_other_s_connections(tmp_path: Path, monke
     memory = np.zeros(10 * n, np.uint8)
     with served(tmp_path) as there:
         there.together = threading.Barrier(n)
-        read_ranges([Wanted(Address(f"{there.url}/{i}"), zero, ten, 10 * i + zero) for i in range(n)], memory)
+        read_ranges([Wanted(Address(f"{there.url}/{i}"), zero, ten, 10 * i + zero, memory) for i in range(n)])
     assert bytes(memory) == b"".join(b"%10d" % i for i in range(n))
 
 

@@ -38,6 +38,7 @@ def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
     import streamkit
     from benchmarks import measure  # here, as the server runs this file by itself
     from streamkit.reports.cluster import Cluster, simulate
+    from streamkit.stretches import n_together
 
     begun = os.getloadavg()[0]
     points: list[dict[str, Any]] = []
@@ -59,7 +60,9 @@ def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
                     point = {"samples": name, "order": order, "gives": gives, "loader": loader}
                     if order == "shuffled":
                         node = Cluster(nodes=1, bandwidth=gives * 1e6, latency=LATENCY_S, batch=64)
-                        point["model"] = simulate(node, n_scaled, nbytes, 0, here)["samples_per_s"] * nbytes / 1e6
+                        requests = 1 / (n_together(nbytes) or 1)
+                        found = simulate(node, n_scaled, nbytes, 0, here, requests)
+                        point["model"] = found["samples_per_s"] * nbytes / 1e6
                     points.append(point)
     facts = measure.facts() | {"load": [begun, os.getloadavg()[0]], "rounds": rounds}
     return {"task": "remote", "facts": facts, "latency_s": LATENCY_S, "points": points}

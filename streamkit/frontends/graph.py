@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from streamkit.bijection import permute
 from streamkit.errors import UsageError
 from streamkit.loader import Loader
-from streamkit.order import permute
 from streamkit.schema import Field
 from streamkit.view import COLOR_MODES
 

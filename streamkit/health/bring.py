@@ -53,5 +53,5 @@ def first_bytes(path: Path | Address, n: int) -> bytes:
         with open(path, "rb") as file:
             return file.read(n)
     memory, zero = np.empty(n, np.uint8), np.zeros(1, np.int64)
-    read_ranges([Wanted(path, zero, zero + n, zero)], memory)
+    read_ranges([Wanted(path, zero, zero + n, zero, memory)])
     return memory.tobytes()

@@ -16,6 +16,7 @@ import os
 import resource
 import threading
 from collections.abc import Coroutine, Iterable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from streamkit.errors import UsageError
@@ -121,11 +122,16 @@ async def _client(**options: Any) -> Any:
     return aiohttp.ClientSession(**{"connector": aiohttp.TCPConnector(limit=_width()), **options})
 
 
-def wait_for(work: Coroutine[Any, Any, Got]) -> Got:
-    """The result of a coroutine that runs in fsspec's event loop; interrupting the wait cancels it."""
+def start(work: Coroutine[Any, Any, Got]) -> Future[Got]:
+    """Run a coroutine in fsspec's event loop."""
     from fsspec.asyn import get_loop
 
-    future = asyncio.run_coroutine_threadsafe(work, get_loop())
+    return asyncio.run_coroutine_threadsafe(work, get_loop())
+
+
+def wait_for(work: Coroutine[Any, Any, Got]) -> Got:
+    """The result of a coroutine that runs in fsspec's event loop; interrupting the wait cancels it."""
+    future = start(work)
     try:
         return future.result()
     except BaseException:

@@ -5,14 +5,14 @@ An answer of another length than was asked for is asked for again; what the byte
     >>> from streamkit.remote.sending import write
     >>> write(Address("memory://doc/a.bin"), b"0123456789")
     >>> memory = np.zeros(5, np.uint8)
-    >>> read_ranges([Wanted(Address("memory://doc/a.bin"), *np.array([[7, 1], [3, 2], [0, 3]]))], memory)
+    >>> read_ranges([Wanted(Address("memory://doc/a.bin"), *np.array([[7, 1], [3, 2], [0, 3]]), memory)])
     >>> bytes(memory)
     b'78912'
 """
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from streamkit.remote import http, patience
 from streamkit.remote.address import Address
-from streamkit.remote.connection import Connection, together, wait_for
+from streamkit.remote.connection import Connection, start, together, wait_for
 from streamkit.remote.failures import BadAnswer
 from streamkit.remote.requests import Ints, Requests
 
@@ -28,20 +28,17 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class Wanted(NamedTuple):
-    """Ranges of one file: where they lie in it and where they go in memory [B], int64 (n,) each."""
+    """Ranges of one file: where they lie in it and where they go in memory [B], int64 (n,) each; memory: uint8, contiguous."""
 
     address: Address
     offsets: Ints
     lengths: Ints
     places: Ints
+    memory: Bytes
 
 
-def read_ranges(parts: Sequence[Wanted], memory: Bytes) -> None:
+def read_ranges(parts: Sequence[Wanted]) -> None:
     """Bring ranges of any files into memory, all requests at once as far as each server's bound allows.
-
-    Args:
-        parts: what is wanted.
-        memory: where it goes, uint8, contiguous.
 
     Raises:
         Missing: a file is not there.
@@ -49,12 +46,27 @@ def read_ranges(parts: Sequence[Wanted], memory: Bytes) -> None:
         ValueError: a range would leave the memory.
     """
     for part in parts:
-        if len(part.places) and ((part.places < 0) | (part.places > memory.nbytes - part.lengths)).any():
+        if len(part.places) and ((part.places < 0) | (part.places > part.memory.nbytes - part.lengths)).any():
             raise ValueError("a range would leave the memory it is read into")
-    wait_for(together(work for part in parts for work in _runs(part, memory)))
+    wait_for(together(work for part in parts for work in _runs(part)))
 
 
-def _runs(part: Wanted, memory: Bytes) -> Iterator[Coroutine[Any, Any, None]]:
+def begin_ranges(parts: Sequence[Wanted], ended: Callable[[int, BaseException | None], None]) -> None:
+    """Begin to bring ranges, as `read_ranges` does. When all of part `i` are there, or failed, the event loop's thread calls
+    `ended(i, error)`: RemoteError and Missing are its as well, and CancelledError at the program's end."""
+
+    async def bring(i: int, part: Wanted) -> None:
+        error: BaseException | None = None
+        try:
+            await together(_runs(part))
+        except BaseException as caught:
+            error = caught
+        ended(i, error)
+
+    start(together(bring(i, part) for i, part in enumerate(parts)))
+
+
+def _runs(part: Wanted) -> Iterator[Coroutine[Any, Any, None]]:
     """One coroutine a run of requests that touch."""
     plan = Requests.of(part.offsets, part.lengths)
     members = np.split(np.argsort(plan.run_of, kind="stable"), np.cumsum(np.bincount(plan.run_of))[:-1])
@@ -63,13 +75,11 @@ def _runs(part: Wanted, memory: Bytes) -> Iterator[Coroutine[Any, Any, None]]:
         pieces = range(int(plan.first[run]), int(plan.first[run + 1]))
         if len(pieces):
             ends = [(int(plan.starts[i]), int(plan.stops[i])) for i in pieces]
-            yield _run(connection, part, inside, ends, memory)
+            yield _run(connection, part, inside, ends)
 
 
-async def _run(
-    connection: Connection, part: Wanted, inside: Ints, ends: Sequence[tuple[int, int]], memory: Bytes
-) -> None:
-    begin, end = ends[0][0], ends[-1][1]
+async def _run(connection: Connection, part: Wanted, inside: Ints, ends: Sequence[tuple[int, int]]) -> None:
+    memory, begin, end = part.memory, ends[0][0], ends[-1][1]
     alone = len(inside) == 1  # goes where it belongs at once
     at = int(part.places[inside[0]])
     target = memory[at : at + end - begin] if alone else np.empty(end - begin, np.uint8)

@@ -36,6 +36,7 @@ from streamkit.reports.page import write_page
 from streamkit.reports.stages import Size, stage_seconds
 from streamkit.reports.text import bar, human, table
 from streamkit.rooted import shards_root
+from streamkit.stretches import n_together
 
 DEFAULT_SIZE = (224, 224)
 _BATCH_SIZE = 32
@@ -212,7 +213,9 @@ def simulation(path: str | os.PathLike[str], found: Mapping[str, Any], model: Cl
     split = manifest.split(found["split"])
     index_nbytes = (Path(path) / split.index).stat().st_size
     requests = float(any(field.chunk_rows is None for field in manifest.schema.payloads))
-    if split.chunks is not None:  # each comes once, for all the samples in it
+    if split.chunks is None:
+        requests /= n_together(split.nbytes // split.samples) or 1
+    else:  # each comes once, for all the samples in it
         requests += Index(Path(path) / split.chunks, None, split.chunks_digest).n_rows / split.samples
     return simulate(model, split.samples, split.nbytes / split.samples, index_nbytes, found["loader"], requests)
 

@@ -1,8 +1,8 @@
 """A model of a cluster that trains from object storage: throughput, cold start, egress. Arithmetic, nothing is measured here.
 
-A node fetches each sample with one range request, or a chunk with all its samples, `in_flight` of them at a time, over a
-link of its own; the storage itself is taken to be as fast as it is asked. With s stored bytes and r requests a sample, a
-node's samples/s are the smallest of
+A node fetches each sample with one range request, or a chunk or a stretch with all its samples, `in_flight` of them at a
+time, over a link of its own; the storage itself is taken to be as fast as it is asked. With s stored bytes and r requests
+a sample, a node's samples/s are the smallest of
 
     link       bandwidth / s
     requests   in_flight / (r * latency + s / bandwidth)    Source: Little's law
@@ -10,9 +10,9 @@ node's samples/s are the smallest of
     CPU        what the loader reaches on this machine
 
 and all nodes step together, each with batch / nodes samples. A cold start is: the manifest (one latency), the index (one
-latency and its bytes), and the first batch (its rounds of requests, its bytes, its decoding). Every node reads the whole
-index; an epoch reads every sample once. Stragglers, retries, and limits of the storage are not in the model. Beside
-measured runs of one node, over HTTP: `scripts/benchmark --tasks remote`.
+latency and its bytes), and the first batch (its rounds of requests, each for another chunk where there are any, their
+bytes, its decoding). Every node reads the whole index; an epoch reads every sample once. Stragglers, retries, and limits
+of the storage are not in the model. Beside measured runs of one node, over HTTP: `scripts/benchmark --tasks remote`.
 
     >>> cluster = Cluster.parse("nodes=4,bandwidth=8Gbit,latency=50ms,batch=64,in_flight=10")
     >>> found = simulate(cluster, n_samples=6400, sample_nbytes=100_000, index_nbytes=0, cpu_samples_per_s=5000)
@@ -107,7 +107,7 @@ def simulate(
         sample_nbytes: mean stored size of one [B].
         index_nbytes: size of the split's index file [B].
         cpu_samples_per_s: what one node's loader makes when reading costs nothing.
-        requests_a_sample: below 1 where samples share chunks.
+        requests_a_sample: below 1 where samples share chunks or stretches.
 
     Returns:
         JSON-able: node_samples_per_s by each limit, bound (the smallest of them), samples_per_s and steps_per_s of all
@@ -122,8 +122,9 @@ def simulate(
     bound = min(limits, key=lambda name: limits[name])
     together = cluster.nodes * limits[bound]
     local = cluster.batch / cluster.nodes
-    first_batch = math.ceil(local * requests_a_sample / cluster.in_flight) * cluster.latency
-    first_batch += local * sample_nbytes / cluster.bandwidth + local / cpu_samples_per_s
+    first_batch = math.ceil(local * max(1, requests_a_sample) / cluster.in_flight) * cluster.latency
+    first_nbytes = min(n_samples, local * max(1, 1 / requests_a_sample)) * sample_nbytes
+    first_batch += first_nbytes / cluster.bandwidth + local / cpu_samples_per_s
     return {
         "node_samples_per_s": limits,
         "bound": bound,

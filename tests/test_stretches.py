@@ -1,0 +1,297 @@
+"""Small samples on a server: brought many in one request, in windows, and never a wrong byte or one too many kept."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from serving import Served, served
+
+import streamkit
+from streamkit import Loader, native
+from streamkit.blocks import wait_until
+from streamkit.errors import DamagedError, RemoteError, UsageError
+from streamkit.order import Order
+from streamkit.remote import patience
+from streamkit.stretches import STRETCH_NBYTES, Spans
+
+N, SHARDS = 6000, 3
+BUDGET = "8MiB"  # a window of two stretches of 256 KiB, and of what is kept eight
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = patience.Patience(n_tries=4, total_s=4.0, answer_s=0.5, first_wait_s=0.01, longest_wait_s=0.05)
+    monkeypatch.setattr(patience, "PATIENCE", quick)
+
+
+@pytest.fixture(scope="module")
+def rows_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6,000 rows of 1 KiB with their number in each value, and a text beside them: 6.5 MB in several TFRecord shards."""
+    root = tmp_path_factory.mktemp("stretches")
+    np.savez(root / "t.npz", x=np.repeat(np.arange(N, dtype=np.int32)[:, None], 256, axis=1), y=np.arange(N) * 8 // N)
+    streamkit.convert(root / "t.npz", root / "out", format="tfrecord", compression="none", workers=1, shard_size="2MB")
+    return root / "out"
+
+
+@pytest.fixture
+def server(rows_set: Path) -> Iterator[Served]:
+    with served(rows_set) as there:
+        yield there
+
+
+def loader(path: Any, **options: Any) -> Loader:
+    return Loader(path, **{"batch_size": 64, "memory_budget": BUDGET, "seed": 3, **options})
+
+
+def numbers(batches: Any) -> list[list[int]]:
+    """The rows' numbers, batch by batch; every value of a row must have it."""
+    out = []
+    for values, labels in batches:
+        assert (values == values[:, :1]).all() and np.array_equal(labels, values[:, 0].astype(np.int64) * 8 // N)
+        out.append(values[:, 0].tolist())
+    return out
+
+
+def flat(batches: list[list[int]]) -> list[int]:
+    return [number for batch in batches for number in batch]
+
+
+def stored_numbers(folder: Path) -> list[int]:
+    """The number of each stored row."""
+    return [int(values[0]) for values in np.concatenate([x for x, _ in Loader(folder, shuffle=False)])]
+
+
+def asked(server: Served) -> list[tuple[int, int]]:
+    spans = [span for name, span in server.asked if name.endswith(".tfrecord")]
+    ends = [span.removeprefix("bytes=").split("-") for span in spans]
+    return [(int(a), int(b) + 1) for a, b in ends]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 16])
+@pytest.mark.parametrize("in_c", [True, False])
+def test_every_row_comes_once_and_its_bytes_come_once(
+    server: Served, num_workers: int, in_c: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_c:
+        monkeypatch.setattr(native, "available", lambda: False)
+    found = numbers(loader(server.url, num_workers=num_workers))
+    assert sorted(flat(found)) == list(range(N)) and [len(rows) for rows in found[:-1]] == [64] * (N // 64)
+    stored = sum(path.stat().st_size for path in server.folder.glob("*.tfrecord"))
+    assert sum(b - a for a, b in asked(server)) < 1.25 * stored
+    assert len(asked(server)) < N / 50
+    again = loader(server.url)
+    assert again.shuffle_report()["window_samples"] < N / 2 and numbers(again) == found
+
+
+def test_a_window_holds_what_the_budget_says_and_the_cursor_knows(server: Served, rows_set: Path) -> None:
+    small, large = loader(server.url), loader(server.url, memory_budget="16MiB")
+    assert large.shuffle_report()["window_samples"] > small.shuffle_report()["window_samples"]
+    assert small.memory_bound <= 8 << 20
+    report = large.shuffle_report()
+    assert 0 < report["window_nbytes"] <= 1 << 20 and abs(report["rank_correlation"]) < 0.5
+    with pytest.raises(UsageError, match=r"window \(cursor"):
+        small.resume(large.cursor_at(3))
+    with pytest.raises(UsageError, match=r"window \(cursor"):
+        small.resume(loader(rows_set).cursor_at(3))
+    whole = numbers(small)
+    later = loader(server.url)
+    later.resume(small.cursor_at(len(small) + 41))
+    assert numbers(later) == numbers(small)[41:] and sorted(flat(whole)) == list(range(N))
+
+
+def test_what_fits_whole_comes_in_the_order_of_a_folder_here(server: Served, rows_set: Path) -> None:
+    there = loader(server.url, memory_budget="1GiB")
+    assert numbers(there) == numbers(loader(rows_set, memory_budget="1GiB"))
+    n = len(asked(server))
+    assert n < 60
+    assert sorted(flat(numbers(there))) == list(range(N)) and len(asked(server)) == n  # the second epoch asks nothing
+
+
+def test_replicas_bring_their_shares(server: Served) -> None:
+    whole, stored = (
+        numbers(loader(server.url, batch_size=64)),
+        sum(f.stat().st_size for f in server.folder.glob("*.tf*")),
+    )
+    server.asked.clear()
+    parts = [numbers(loader(server.url, batch_size=32, shard_index=i, num_shards=2)) for i in range(2)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    assert sum(b - a for a, b in asked(server)) < 1.7 * stored  # windows of two stretches: often one is in both halves
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=60),
+    window=st.integers(1, 20),
+    global_batch=st.integers(1, 70),
+    epoch=st.integers(0, 3),
+    data=st.data(),
+)
+def test_an_order_in_parts_is_a_bijection_within_windows(
+    sizes: list[int], window: int, global_batch: int, epoch: int, data: st.DataObject
+) -> None:
+    bounds = np.cumsum([0, *sizes])
+    n = int(bounds[-1])
+    parts, whole = (Order(n, 5, True, bounds, window, size) for size in (global_batch, 1))
+    rows = parts.rows(epoch, 0, n)
+    assert sorted(rows.tolist()) == list(range(n))
+    start = data.draw(st.integers(0, n))
+    stop = data.draw(st.integers(start, n))
+    assert np.array_equal(parts.rows(epoch, start, stop), rows[start:stop])
+    _, starts = np.unique(np.searchsorted(bounds, rows, side="right"), return_index=True)
+    assert len(starts) == len(sizes)
+    assert {tuple(sorted(set(w))) for w in windows_of(rows, whole, epoch)} == {
+        tuple(sorted(set(w))) for w in windows_of(whole.rows(epoch, 0, n), whole, epoch)
+    }
+
+
+def windows_of(rows: Any, order: Order, epoch: int) -> list[list[int]]:
+    """The rows of each window, as long as the windows of `order`."""
+    from streamkit.order import _chunk_order
+
+    starts = _chunk_order(order, epoch)[2]
+    return [rows[a:b].tolist() for a, b in itertools.pairwise(starts.tolist())]
+
+
+@pytest.mark.parametrize("n_shards", [2, 4, 8, 32])
+def test_who_makes_a_share_of_every_batch_needs_that_share_of_the_chunks(n_shards: int) -> None:
+    bounds, size = np.arange(0, 64_001, 16), 64
+    rows = Order(64_000, 1, True, bounds, 256, size).rows(0, 0, 64_000).reshape(-1, n_shards, size // n_shards)
+    n_needed = [len(np.unique(rows[:, i] // 16)) for i in range(n_shards)]
+    assert max(n_needed) < 1.3 * 4000 / n_shards + 32
+
+
+# Faults
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "cut", "short", "flip", "flips", "html", "hang", "ignore"])
+@pytest.mark.fault(53, 54, 55, 56, 57, 58, 59, 60)
+def test_passing_faults_are_not_noticed(server: Served, fault: str) -> None:
+    for path in server.folder.glob("*.tfrecord"):
+        server.faults[path.name] = [fault] * (1 if fault in ("flip", "flips", "hang") else 2)
+    assert sorted(flat(numbers(loader(server.url)))) == list(range(N))
+
+
+@pytest.mark.parametrize("budget", [BUDGET, "1GiB"])
+def test_a_row_that_is_wrong_at_rest_is_named_and_may_be_left_out(tmp_path: Path, rows_set: Path, budget: str) -> None:
+    folder = Path(shutil.copytree(rows_set, tmp_path / "ds"))
+    place = streamkit.open(folder).index().slice(2345, 1).to_pylist()[0]
+    with open(folder / place["shard"], "r+b") as file:
+        file.seek(place["x.offset"] + 9)
+        file.write(b"?")
+    with served(folder) as server:
+        with pytest.raises(DamagedError, match="crc32c is") as caught:
+            list(loader(server.url, memory_budget=budget))
+        assert caught.value.key == place["key"]
+        skipping = loader(server.url, on_corrupt="skip", memory_budget=budget)
+        (lost,) = set(range(N)) - set(flat(numbers(skipping)))
+        assert lost == stored_numbers(rows_set)[2345]
+        assert [error.key for error in skipping.bad] == [place["key"]]
+
+
+@pytest.mark.fault(62)
+def test_a_missing_shard_is_damage(server: Served) -> None:
+    streaming = loader(server.url)
+    server.always["train-00001.tfrecord"] = "404"
+    with pytest.raises(DamagedError, match=r"train-00001\.tfrecord record .*this shard is missing"):
+        list(streaming)
+
+
+@pytest.mark.parametrize("fault", ["503", "hang"])
+def test_a_server_that_never_answers_right_ends_in_a_remote_error(server: Served, fault: str) -> None:
+    streaming = loader(server.url)
+    for path in server.folder.glob("*.tfrecord"):
+        server.always[path.name] = fault
+    with pytest.raises(RemoteError, match="tried 4 times"):
+        list(streaming)
+    under_way = streaming._reader._stretches
+    assert under_way is not None and wait_until(lambda: under_way._nbytes == 0, 10)
+    server.always.clear()
+    streaming.epoch = 0
+    assert sorted(flat(numbers(streaming))) == list(range(N))  # nothing of the failure is kept
+
+
+def test_without_room_rows_are_read_by_themselves(server: Served) -> None:
+    streaming = loader(server.url)
+    stretches = streaming._reader._stretches
+    assert stretches is not None
+    stretches.budget = STRETCH_NBYTES + 1000  # for one of the two that a batch needs
+    assert sorted(flat(numbers(streaming))) == list(range(N))
+    tiny = loader(server.url, memory_budget="2MiB")
+    assert tiny._reader._stretches is None and tiny.shuffle_report()["window_samples"] == N
+
+
+def test_few_chosen_rows_are_read_by_themselves(server: Served) -> None:
+    chosen = np.arange(0, N, 100)
+    found = numbers(loader(server.url, rows=chosen, batch_size=20))
+    assert sorted(flat(found)) == sorted(np.array(stored_numbers(server.folder))[chosen].tolist())
+    assert sum(b - a for a, b in asked(server)) < 40 * len(chosen) * 1024
+
+
+def test_stored_order_balance_and_one_field_are_as_of_a_folder_here(server: Served, rows_set: Path) -> None:
+    for options in (
+        {"shuffle": False},
+        {"balance": True, "rows": range(1000)},
+        {"fields": "label", "memory_budget": "1GiB"},
+    ):
+        here, there = (list(loader(path, **options)) for path in (rows_set, server.url))
+        assert all(
+            map(np.array_equal, *(map(np.concatenate, zip(*map(split, some), strict=True)) for some in (here, there)))
+        )
+
+
+def split(batch: Any) -> tuple[Any, ...]:
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+def test_it_pickles_and_forgets_what_it_kept(server: Served) -> None:
+    first = loader(server.url)
+    found = numbers(first)
+    twin = pickle.loads(pickle.dumps(first))
+    twin.epoch = 0
+    assert len(pickle.dumps(first)) < 100_000 and numbers(twin) == found
+
+
+def test_broken_off_and_begun_again(server: Served) -> None:
+    before, streaming = threading.active_count(), loader(server.url)
+    for i in range(4):
+        streaming.epoch = 0
+        iterator = iter(streaming)
+        for _ in range(i):
+            next(iterator)
+        iterator.close()
+    streaming.epoch = 0
+    assert sorted(flat(numbers(streaming))) == list(range(N)) and threading.active_count() <= before + 20
+
+
+def test_fields_far_apart_are_runs_of_their_own_and_one_that_is_scattered_is_none() -> None:
+    near, far = np.arange(4) * 100, 10**6 + np.arange(4) * 100
+    spans = Spans.of({"a": (near, np.full(4, 90)), "b": (far, np.full(4, 100)), "c": (near * 10**6, np.full(4, 9))})
+    assert spans.runs == [(0, 390), (10**6, 10**6 + 400)] and spans.nbytes == 790
+    assert spans.shifts == {"a": 0, "b": 390 - 10**6}
+
+
+@pytest.mark.parametrize("format", ["tfrecord", "hdf5"])
+def test_several_fields_come_together(tmp_path: Path, format: str) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "t.npz", a=np.repeat(np.arange(2000)[:, None], 64, axis=1), b=rng.random((2000, 8)))
+    out = tmp_path / "out"
+    streamkit.convert(tmp_path / "t.npz", out, format=format, compression="none", workers=1, shard_size="400KB")
+    with served(out) as server:
+        options = {"batch_size": 50, "memory_budget": "9MiB", "fields": ("a", "b", "key")}
+        found = list(Loader(server.url, **options))
+        here = {key: (a, b) for a, b, keys in Loader(out, **options) for key, a, b in zip(keys, a, b, strict=True)}
+        seen = [key for *_, keys in found for key in keys]
+        assert sorted(seen) == sorted(here)
+        for a, b, keys in found:
+            for i, key in enumerate(keys):
+                assert np.array_equal(a[i], here[key][0]) and np.array_equal(b[i], here[key][1])
