@@ -70,7 +70,7 @@ class CachedFiles(FarFiles):
         if fresh or not self.blocks.usable:
             super()._bring(parts, memory)
             return
-        names = list(wanted)
+        names = [name for name, pieces in wanted.items() if not self._take(name, pieces, memory)]
         file_of = {self.files[part.name][0]: part.name for part in parts}
         for first in range(0, len(names), _AT_ONCE):
             some = names[first : first + _AT_ONCE]
