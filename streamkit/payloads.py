@@ -41,7 +41,7 @@ class Payloads:
         elif field.encoding in ("raw", "bigendian"):
             nbytes = field.sample_nbytes
             lengths = self.reader.lengths(field.name, rows)
-            if len(rows) and (lengths.min() != nbytes or lengths.max() != nbytes):
+            if (lengths != nbytes).any():
                 bad = int(np.argmax(lengths != nbytes))
                 raise self.reader.damaged(int(rows[bad]), f"{lengths[bad]} bytes, expected {nbytes}")
             memory = out.reshape(-1).view(np.uint8)

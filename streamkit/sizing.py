@@ -13,6 +13,7 @@ import itertools
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,7 @@ _SINGLES = 64  # samples made together when they are delivered one by one
 _PREFETCH = 2  # tasks done ahead beyond those under way
 _HANDED = 3  # batches that are no longer the loader's: the caller's last, and two that a framework holds ahead
 _TOGETHER = 8  # small batches made by one task, at most: handing one over costs 0.1 ms, as much as making it
-_TOGETHER_NBYTES = 8 << 20
+_TOGETHER_NBYTES = 16 << 20
 _PART = 16  # samples of a batch that threads share, at least: a part costs 0.4 ms in which no other thread runs Python
 _FAR_THREADS = 16
 _USUAL_RATIO = {"zlib": 4, "varint": 8}  # on numbers; the index does not say the decoded size of ragged arrays
@@ -66,7 +67,7 @@ class Sizing:
     ragged: bool = False
     decoding: bool = False
 
-    @property
+    @cached_property
     def n_together(self) -> int:
         """Batches (or single samples) made by one task; every thread gets several tasks an epoch."""
         if self.batch_size is None:
@@ -77,12 +78,12 @@ class Sizing:
         fitting = room // max(1, self.sample_nbytes * self.batch_size)
         return max(1, min(_TOGETHER, fitting, self.n_batches // (4 * max(1, self.n_threads))))
 
-    @property
+    @cached_property
     def task_nbytes(self) -> int:
         """What one task makes [B]."""
         return self.sample_nbytes * (self.batch_size or 1) * self.n_together
 
-    @property
+    @cached_property
     def n_parts(self) -> int:
         """Threads that make one batch, so that none is idle."""
         wanted = min(self._n_most, -(-self.n_threads // self._fitting))
@@ -96,48 +97,48 @@ class Sizing:
             return max(self.n_parts, -(-3 * self._n_most // (3 + place)))
         return self.n_parts if place else max(1, min(self._n_most, self._n_allowed - self.depth + 1))
 
-    @property
+    @cached_property
     def _n_most(self) -> int:
         shared = self.decoding and self.batch_size is not None and self.n_together == 1
         return min(self.n_threads, (self.batch_size or 0) // _PART) if shared else 1
 
-    @property
+    @cached_property
     def _all_may(self) -> bool:
         return self._n_allowed == self.n_threads
 
-    @property
+    @cached_property
     def _n_allowed(self) -> int:
         """Threads that may be busy: one a task, and more as far as the budget holds what they decode."""
         spare = self.budget_nbytes - self._bound(self._n_alone)
         more = max(0, spare // self.picture_nbytes) if self.picture_nbytes else self.n_threads
         return min(self.n_threads, self._n_alone + more)
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Tasks under way or waiting: as many as the budget holds beside the one delivered, at least one."""
         return min(self.n_threads + _PREFETCH, self._fitting)
 
-    @property
+    @cached_property
     def _fitting(self) -> int:
         return max(1, self._room // max(1, self.task_nbytes) - 1)
 
-    @property
+    @cached_property
     def n_buffers(self) -> int:
         """Arrays of one size worth keeping: two a batch may be under way, a picture's pixels and the same as floats."""
         return (2 * self.n_threads + _PREFETCH + 2) * self.n_together
 
-    @property
+    @cached_property
     def pool_nbytes(self) -> int:
         """Of buffers kept for use again [B]; those of other sizes than the batches under way have come on top of these."""
         return self.budget_nbytes // (8 if self.ragged else 2)
 
-    @property
+    @cached_property
     def bound_nbytes(self) -> int:
         """What all of it takes at most [B]: tasks, batches handed over, scratch, chunks, and buffers of other sizes."""
         busy = max(self.depth * self.n_parts, self.n_parts_of(0) + self.depth - 1)
         return self._bound(max(1, min(self.n_threads, busy)))
 
-    @property
+    @cached_property
     def _n_alone(self) -> int:
         """Threads that are busy where each makes a task of its own."""
         return max(1, min(self.n_threads, self.depth))
@@ -146,7 +147,7 @@ class Sizing:
         n_tasks = self.depth + 1 if self.n_threads else 1
         return n_tasks * self.task_nbytes + self._besides(self._n_alone, n_busy)
 
-    @property
+    @cached_property
     def _room(self) -> int:
         """What the budget leaves for tasks [B]."""
         n = max(1, self.n_threads)
