@@ -72,8 +72,10 @@ class Blocks:
 
     @classmethod
     def of(cls, folder: str | os.PathLike[str] | None, limit: int | str | None) -> Blocks | None:
-        """As a user names them: None for no cache, or for the usual limit; "100GB"."""
+        """As a user names them: None for no cache, or for the usual limit; "100GB". UsageError: a limit without a cache."""
         if folder is None:
+            if limit is not None:
+                raise UsageError("cache_limit needs a folder to hold to it", hint="Pass cache_dir= as well.")
             return None
         return cls(folder, LIMIT_NBYTES if limit is None else size(limit))
 

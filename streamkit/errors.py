@@ -93,7 +93,8 @@ class StreamkitError(Exception):
         self.what, self.hint = what, hint
         self.path = None if path is None else redacted(os.fspath(path))
         self.shard, self.record, self.offset, self.key = shard, record, offset, key
-        where = shard or self.path or ""
+        whole = shard is None or (self.path or "").endswith(f"/{shard}")  # of several datasets' shards, which
+        where = (self.path if whole else shard) or ""
         if record is not None:
             where += f" record {record}"
         if offset is not None:

@@ -36,7 +36,7 @@ from streamkit.sizing import n_threads
 from streamkit.skipping import Skips
 from streamkit.split_stream import SplitStream
 from streamkit.splits import Split
-from streamkit.units import size, whole
+from streamkit.units import flag, size, whole
 from streamkit.view import View, extra, needed_extras
 
 DEFAULT_BUDGET = 1 << 30
@@ -138,6 +138,8 @@ class Loader(SplitStream):
     ) -> None:
         if on_corrupt not in ("raise", "skip"):
             raise UsageError(f'on_corrupt is {on_corrupt!r}, expected "raise" or "skip"')
+        flag("shuffle", shuffle)
+        flag("drop_remainder", drop_remainder)
         if not (isinstance(max_bad, (int, float)) and 0 <= max_bad <= 1):
             raise UsageError(f"max_bad is {max_bad!r}, expected a share of the samples between 0 and 1")
         manifest = Manifest.load(path, manifest_digest)

@@ -31,3 +31,15 @@ def whole(name: str, value: Any) -> int | None:
         return None if value is None else operator.index(value)
     except TypeError:
         raise UsageError(f"{name} is {value!r}, expected a whole number") from None
+
+
+def flag(name: str, value: Any) -> None:
+    """Raise UsageError where the argument `name` is neither True nor False.
+
+    >>> flag("flip", "yes")
+    Traceback (most recent call last):
+        ...
+    streamkit.errors.UsageError: flip is 'yes', expected True or False
+    """
+    if not (isinstance(value, (bool, int)) or type(value).__name__ in ("bool", "bool_")) or value not in (0, 1):
+        raise UsageError(f"{name} is {value!r}, expected True or False")

@@ -19,7 +19,7 @@ from streamkit.codecs.pillow import MAX_PIXELS
 from streamkit.codecs.resize import INTERPOLATIONS
 from streamkit.errors import UsageError
 from streamkit.schema import Field, Schema
-from streamkit.units import whole
+from streamkit.units import flag, whole
 
 COLOR_MODES = {"grayscale": 1, "rgb": 3, "rgba": 4}
 LABEL_MODES = ("int", "categorical", "binary", None)
@@ -72,6 +72,8 @@ class View:
             raise UsageError(f'crop is {self.crop!r}, expected "random", "center" or None')
         if self.crop is not None and size is None:
             raise UsageError(f"crop={self.crop!r} needs a size to resize to", hint="Pass image_size=(height, width).")
+        for name in ("crop_to_aspect_ratio", "flip"):
+            flag(name, getattr(self, name))
         if not (type(self.max_pixels) is int and self.max_pixels > 0):
             raise UsageError(f"max_pixels is {self.max_pixels!r}, expected a number of pixels")
         numbers = self.pad_to if isinstance(self.pad_to, tuple) else (self.pad_to,)

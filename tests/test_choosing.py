@@ -288,6 +288,7 @@ def test_bad_samples_of_a_mixture_are_left_out_and_named(made: Path, tmp_path: P
     lost = reading.row_of(index["key"][2]) + 1000
     assert lost not in found
     assert [error.key for error in mixture.bad] == [index["key"][2]]
+    assert str(mixture.bad[0]).startswith(f"{broken}/{index['shard'][2]} record 2")  # which of the datasets
 
 
 # How well it shuffles

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from reading import all_same, convert
 
 import streamkit
+from streamkit.frontends.devices import mover
 from streamkit.training import feeding, fit
 from streamkit.training.devices import Devices, shared
 from streamkit.training.feeding import Feed
@@ -59,6 +60,14 @@ def check_that_batches_are_moved_ahead(out: Path, backend: str) -> None:
                 else:
                     assert x.devices() == y.devices() == {device}
                     assert all_same([(np.asarray(x), np.asarray(y))], [truth.batch(1, 2 + i)])
+
+
+def test_tensorflow_is_not_left_to_take_another_device() -> None:
+    needs("tensorflow")
+    assert callable(mover("tensorflow", "CPU:0")) and callable(mover("tensorflow", "/cpu:0"))
+    for device in ("CPU:7", "nonsense"):
+        with pytest.raises(streamkit.UsageError, match="which tensorflow does not know"):
+            mover("tensorflow", device)
 
 
 def test_batches_are_on_the_device_before_they_are_asked_for_on_pytorch(out: Path) -> None:

@@ -901,6 +901,11 @@ def test_a_cursor_of_a_random_choice_with_a_different_remainder_rule_is_understo
         ({"num_shards": 2}, "shard_index"),
         ({"shard_index": 2, "num_shards": 2}, "shard_index"),
         ({"shard_index": 0, "num_shards": 0}, "num_shards"),
+        ({"flip": "yes"}, "flip is 'yes', expected True or False"),
+        ({"crop_to_aspect_ratio": 2}, "crop_to_aspect_ratio"),
+        ({"shuffle": "window"}, "shuffle is 'window'"),
+        ({"drop_remainder": None}, "drop_remainder"),
+        ({"cache_limit": "1GB"}, "cache_limit.*cache_dir="),
     ],
 )
 def test_wrong_arguments_are_named(made: Path, options: dict[str, Any], says: str) -> None:

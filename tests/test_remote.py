@@ -134,6 +134,7 @@ def test_a_server_that_never_answers_right_ends_in_a_remote_error(server: Served
         list(loader)
     assert time.monotonic() - started < 8
     assert caught.value.exit_code == 6
+    assert ("byte ranges" in caught.value.hint) == (fault in ("html", "ignore"))
 
 
 @pytest.mark.parametrize("status", ["401", "403"])

@@ -61,8 +61,14 @@ def _each(move: Move, value: Any) -> Any:
 def _tensorflow(device: Any) -> Move:
     import tensorflow as tf
 
-    with tf.device(device):
-        tf.zeros(())
+    wanted, known = tf.DeviceSpec.from_string(device), tf.config.list_logical_devices()
+    there = [tf.DeviceSpec.from_string(one.name) for one in known]
+    # Asked for what it does not have, TensorFlow takes the CPU and says nothing.
+    if not any(
+        wanted.device_type in (None, one.device_type) and wanted.device_index in (None, one.device_index)
+        for one in there
+    ):
+        raise ValueError(f"it has {', '.join(one.name for one in known)}")
 
     def move(value: Any) -> Any:
         with tf.device(device):

@@ -1,7 +1,7 @@
 """What an error of a server means: try again, or not. Texts carry no secrets.
 
 >>> failure_of(TimeoutError())
-Failure(kind='again', text='it did not answer in time', wait_s=None)
+Failure(kind='again', text='it did not answer in time', wait_s=None, hint='')
 >>> failure_of(PermissionError("no")).kind, failure_of(FileNotFoundError("x")).kind
 ('denied', 'missing')
 """
@@ -31,15 +31,22 @@ class Failure:
         kind: "again", "missing", "denied", "refused" (the request itself is wrong), or "bug" (no server's doing).
         text: what happened, for a message.
         wait_s: how long the server asks to wait [s].
+        hint: what to do when it goes on so, if that is known.
     """
 
     kind: str
     text: str
     wait_s: float | None = None
+    hint: str = ""
 
 
 class BadAnswer(Exception):
-    """An answer that is not what was asked for: too short, another range, a page of text. To be asked for again."""
+    """An answer that is not what was asked for: too short, another range, a page of text. To be asked for again; `hint`: what
+    to do when it is always so."""
+
+    def __init__(self, text: str, hint: str = "") -> None:
+        super().__init__(text)
+        self.hint = hint
 
 
 class Missing(Exception):
@@ -53,7 +60,7 @@ def failure_of(error: BaseException) -> Failure:
         return cause if cause.kind in ("again", "denied") else Failure("missing", "there is no such file")
     status, headers = _answer(error)
     if isinstance(error, BadAnswer):
-        return Failure("again", str(error))
+        return Failure("again", str(error), hint=error.hint)
     if status is not None:
         return _of_status(status, headers)
     if isinstance(error, FileNotFoundError):

@@ -22,7 +22,10 @@ async def read_into(connection: Connection, address: Address, view: memoryview, 
     headers = {"Range": f"bytes={start}-{start + len(view) - 1}"}
     async with await get(connection, address, headers) as answer:
         if answer.status != 206:
-            raise BadAnswer(f"the server ignored the byte range and answered {answer.status} ({answer.content_type})")
+            raise BadAnswer(
+                f"the server ignored the byte range and answered {answer.status} ({answer.content_type})",
+                hint="Serve it with a server that knows byte ranges.",
+            )
         said = answer.headers.get("Content-Range", "")
         if not said.replace(" ", "").startswith(f"bytes{start}-{start + len(view) - 1}/"):
             raise BadAnswer(f"the answer holds {said[:60] or 'an unknown range'!r}, not what was asked for")

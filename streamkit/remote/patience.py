@@ -99,7 +99,8 @@ def final_error(address: Address, failure: Failure, n_failed: int = 1, spent_s: 
     if failure.kind == "refused":
         return RemoteError(failure.text, path=address, hint="Check the address.")
     tried = f"; tried {n_failed} times in {spent_s:.0f} s" if n_failed > 1 else ""
-    return RemoteError(f"{failure.text}{tried}", path=address, hint="Check the network and the server, then try again.")
+    hint = failure.hint or "Check the network and the server, then try again."
+    return RemoteError(f"{failure.text}{tried}", path=address, hint=hint)
 
 
 _FAMILY = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "adl": "az", "ssh": "sftp"}
