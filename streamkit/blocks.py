@@ -215,6 +215,8 @@ class Claim:
             while done < len(data):
                 done += os.pwrite(self._fd, data[done:], done)
             os.rename(f"{self.path}.part", self.path)
+        except FileNotFoundError:
+            return  # over the limit, what another brought last may have put this out before it was there
         except OSError as error:
             self.blocks._give_up((error.strerror or str(error)).lower())
             return

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,11 +80,9 @@ class FarFiles:
             gone = next(i for i, part in enumerate(parts) if str(self.root / part.name) == missing.args[0])
             raise BadRange(sum(len(part.offsets) for part in parts[:gone]), "this shard is missing") from None
 
-    def begin(
-        self, parts: Sequence[Part], memories: Sequence[Bytes], ended: Callable[[int, BaseException | None], None]
-    ) -> None:
+    def begin(self, parts: Iterable[tuple[Part, Bytes]], ended: Callable[[int, BaseException | None], None]) -> None:
         """Begin to bring bytes as they are, each part's into memory of its own; see `begin_ranges`."""
-        begin_ranges([self._wanted(part, memory) for part, memory in zip(parts, memories, strict=True)], ended)
+        begin_ranges([self._wanted(part, memory) for part, memory in parts], ended)
 
     def _wanted(self, part: Part, memory: Bytes) -> Wanted:
         return Wanted(self.root / part.name, part.offsets, part.lengths, part.places, memory)

@@ -21,7 +21,7 @@ import numpy as np
 
 from streamkit.arguments import refuses_unknown
 from streamkit.blocks import Blocks
-from streamkit.choose import choose, parse_split
+from streamkit.choose import choose, parse_split, resolve
 from streamkit.codecs.image import MAX_PIXELS
 from streamkit.errors import UsageError
 from streamkit.manifest import Manifest
@@ -170,7 +170,7 @@ class Loader(SplitStream):
             map_limit_nbytes=None if memory_budget is None else budget,
             lenient=on_corrupt == "skip",
             shards_root=shards_root(path, manifest.root, root, manifest.dataset_id),
-            blocks=Blocks.of(cache_dir, cache_limit),
+            blocks=_blocks(cache_dir, cache_limit, chosen_split, part if shuffle and where is rows is None else None),
         )
         one = 1 if batch_size is None else batch_size
         chosen, ordering = (
@@ -205,6 +205,19 @@ def _reader(path: Path | Address, manifest: Manifest, split: Split, view: View, 
     names = view.outputs(manifest.schema)
     fields = [manifest.schema[n] for n in names if not extra(n, manifest.schema)]
     return Reader(path, manifest, split, fields, needed_extras(view, manifest.schema, names), **options)
+
+
+def _blocks(folder: Any, limit: Any, split: Split, shuffled: slice | None) -> Blocks | None:
+    """The cache; none where an epoch in random order (of that part) would put out every block before it is wanted again."""
+    blocks = Blocks.of(folder, limit)
+    if blocks is None or shuffled is None:
+        return blocks
+    start, stop = resolve(shuffled, split.samples)
+    nbytes = split.nbytes * (stop - start) // max(1, split.samples)
+    if nbytes <= blocks.limit_nbytes - blocks.limit_nbytes // 10:
+        return blocks
+    log.warning("cache_limit is less than what an epoch brings, %d MiB: nothing is cached", -(-nbytes // (1 << 20)))
+    return None
 
 
 def _dtype_name(dtype: Any) -> str:

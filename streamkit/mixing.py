@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from streamkit.batch import Maker
 from streamkit.errors import StreamkitError, UsageError
-from streamkit.loader import Loader
+from streamkit.loader import DEFAULT_BUDGET, Loader
 from streamkit.order import Batches
 from streamkit.shares import Shares, quotas
 from streamkit.sizing import Sizing
@@ -36,14 +36,13 @@ class Mixture(Stream):
     Args:
         parts: loaders, opened with the same arguments.
         weights: in which proportion samples are drawn from each.
-
-    What a part's loader may hold is for its chunks, and for batches of the mixture.
+        memory_budget: of all together [B].
 
     Raises:
         UsageError: no weight above 0, or datasets whose batches look different.
     """
 
-    def __init__(self, parts: Sequence[Loader], weights: Sequence[float]) -> None:
+    def __init__(self, parts: Sequence[Loader], weights: Sequence[float], memory_budget: int = DEFAULT_BUDGET) -> None:
         for part in parts[1:]:
             _check_alike(parts[0], part)
         if isinstance(parts[0].view.pad_to, tuple):
@@ -64,9 +63,19 @@ class Mixture(Stream):
             {"mixture": [part.fingerprint for part in parts], "quotas": list(order.quotas)},
             batched=first.batch_size is not None,
             num_workers=first.num_workers,
-            memory_budget=first.memory_budget,
+            memory_budget=memory_budget,
             device=first.device,
         )
+        self._share()
+
+    def _share(self) -> None:
+        for part in self.parts:
+            part.share(self.memory_budget // len(self.parts))
+
+    def within(self, memory_budget: int) -> Self:
+        twin = super().within(memory_budget)
+        twin._share()
+        return twin
 
     @property
     def class_names(self) -> list[str]:

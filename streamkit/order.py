@@ -64,7 +64,7 @@ class Order:
         shuffle: False gives storage order in every epoch.
         bounds: where rows come in chunks, the numbers [0, ..., n] where a new one begins (int64, n_chunks + 1); else None.
         window: chunks whose rows are mixed with one another.
-        global_batch: samples in a batch over all shards; 1 where positions are no places in batches.
+        global_batch: samples in a batch over all shards; 1 where batches draw from several orders.
     """
 
     n: int
@@ -236,7 +236,10 @@ class Cursor:
             if found.get(name) != value
         ]
         if differs:
-            raise UsageError(f"this cursor belongs to something else: {'; '.join(differs)}")
+            hint = (
+                "A window hangs on memory_budget=, cache_dir= and where the data lie." if "window" in differs[0] else ""
+            )
+            raise UsageError(f"this cursor belongs to something else: {'; '.join(differs)}", hint=hint)
         if epoch < 0 or position < 0:
             raise UsageError(f"the cursor points at epoch {epoch}, position {position}; both must be >= 0")
         return cls(epoch, position, found)

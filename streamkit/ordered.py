@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,12 @@ from streamkit.lengths import ByLength
 from streamkit.order import Order, Rows
 from streamkit.reader import Reader
 from streamkit.shares import Shares, derived, quotas
-from streamkit.sizing import windows
+from streamkit.sizing import chunk_windows, window
+from streamkit.stretches import touched
 
 Ints = npt.NDArray[np.int64]
+
+_WORTH, _WORTH_ONCE = 8, 2  # rows wanted of a stretch, at least: brought in every epoch; or once, and kept
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,13 +43,14 @@ class Ordered:
         rows: what the order's numbers stand for: (first, past-the-last) of a run, or int64 (n,).
         order: of their numbers.
         facts: what a cursor must know of both, JSON-able.
-        stretched: the order is such that stretches of small rows on a server are best brought whole.
+        taken_nbytes: of a sample on a server, with its share of the stretch that it lies in [B], where such are best brought
+            whole; 0 where they are not.
     """
 
     rows: Ints | tuple[int, int]
     order: Rows
     facts: Mapping[str, Any]
-    stretched: bool = False
+    taken_nbytes: int = 0
 
     def at(self, numbers: Ints) -> Ints:
         """Rows of the index that the order's numbers stand for."""
@@ -56,13 +61,13 @@ class Ordered:
         """True when classes have shares."""
         return isinstance(self.order, Shares)
 
-    @property
+    @cached_property
     def window(self) -> int | None:
         """Samples in chunks (or stretches) that are mixed at once, at most; None where all are."""
         order = self.order.order if isinstance(self.order, ByLength) else self.order
         parts = order.parts if isinstance(order, Shares) else (order,)
-        windows = [part for part in parts if isinstance(part, Order) and part.bounds is not None]
-        return sum(int(np.sort(np.diff(part.bounds))[-part.window :].sum()) for part in windows) if windows else None
+        mixing = [part for part in parts if isinstance(part, Order) and part.bounds is not None]
+        return sum(int(np.sort(np.diff(part.bounds))[-part.window :].sum()) for part in mixing) if mixing else None
 
 
 @dataclass(frozen=True)
@@ -86,11 +91,11 @@ class Ordering:
     def plain(self, rows: Ints | tuple[int, int]) -> Ordered:
         """One order over all."""
         n = rows[1] - rows[0] if isinstance(rows, tuple) else len(rows)
-        (bounds, window), stretched = self._windows(rows, self.budget_nbytes), False
+        (bounds, window), taken = self._windows(rows, self.budget_nbytes), 0
         if bounds is None:
-            (bounds, window), stretched = self._stretches(rows)
+            (bounds, window), taken = self._stretches(rows)
         order = Order(n, self.seed, self.shuffle, bounds, window, self.global_batch)
-        return Ordered(rows, order, {"choosing": fingerprint(rows), "window": _said(order)}, stretched)
+        return Ordered(rows, order, {"choosing": fingerprint(rows), "window": _said(order)}, taken)
 
     def balanced(self, rows: Ints | tuple[int, int], balance: Any) -> Ordered:
         """With the classes' shares; the rows are put in the order of their classes."""
@@ -107,7 +112,9 @@ class Ordering:
         together = np.concatenate(classes)
         choosing = f"{fingerprint(together)} balanced {fingerprint(np.array(order.quotas))}"
         said = [words for part in parts if (words := _said(part)) is not None]
-        return Ordered(together, order, {"choosing": choosing, "window": said or None})
+        (bounds, _), taken = self._stretches(np.sort(together))
+        facts = {"choosing": choosing, "window": said or None}
+        return Ordered(together, order, facts, taken if bounds is None else 0)  # classes' windows would each bring all
 
     def by_length(self, ordered: Ordered, pad_to: Sequence[int], names: Sequence[str]) -> Ordered:
         """Samples of like length together, in batches that are padded to one of `pad_to`.
@@ -131,24 +138,23 @@ class Ordering:
         chunked = [f for f in self.reader.manifest.schema.payloads if f.chunk_rows is not None]
         if not (self.shuffle and chunked):
             return None, 1
-        widest = max(chunked, key=lambda f: f.chunk_rows or 0)
-        n_together = int(widest.chunk_rows or 1)
-        nbytes = sum(f.sample_nbytes for f in chunked) * n_together
-        return windows(n_together, nbytes, self.reader.shard_starts, _numbers(rows), budget_nbytes)
+        numbers = np.arange(*rows) if isinstance(rows, tuple) else rows
+        return chunk_windows(chunked, self.reader.shard_starts, numbers, budget_nbytes)
 
-    def _stretches(self, rows: Ints | tuple[int, int]) -> tuple[tuple[Ints | None, int], bool]:
-        """The same for stretches of a server, and whether they are to be brought: as far as they can all be kept, without
-        windows."""
-        reader, n_together = self.reader, self.reader.n_together
-        if not self.shuffle or n_together is None:
-            return (None, 1), False
-        nbytes = n_together * reader.split.nbytes // reader.split.samples
-        bounds, window = windows(n_together, nbytes, reader.shard_starts, _numbers(rows), self.budget_nbytes)
-        n_stretches = len(bounds) - 1
-        if int(bounds[-1]) < n_stretches * n_together // 2 or reader.kept_nbytes < 4 * nbytes:
-            return (None, 1), False  # few rows of each are wanted, or hardly any would be kept
-        all_fit = n_stretches * nbytes <= reader.kept_nbytes // 2
-        return (None, 1) if all_fit else (bounds, window), True
+    def _stretches(self, rows: Ints | tuple[int, int]) -> tuple[tuple[Ints | None, int], int]:
+        """The same for stretches of a server, and what they take a sample [B]; 0 where they are not to be brought. Where all
+        can be kept, there are no windows."""
+        reader, n_rows, none = self.reader, self.reader.n_together, (None, 1)
+        if not self.shuffle or n_rows is None:
+            return none, 0
+        bounds, nbytes = touched(reader.split, reader.shard_starts, n_rows, rows)
+        wanted = int(bounds[-1]) / len(nbytes)  # rows of a stretch
+        taken = 1 + int(nbytes.sum() / bounds[-1])
+        if nbytes.sum() <= reader.kept_nbytes // 2:
+            return none, taken if wanted >= _WORTH_ONCE else 0
+        if wanted < min(_WORTH, int(n_rows.max()) / 2) or reader.kept_nbytes < 4 * nbytes.max():
+            return none, 0  # hardly more than a request for each, or hardly any would be kept
+        return (bounds, window(int(nbytes.max()), self.budget_nbytes)), taken
 
     def _lengths(self, names: Sequence[str]) -> Ints:
         """Length of the ragged field that is delivered first, of all rows; stored bytes if the index has no other."""
@@ -165,10 +171,6 @@ def labels_of(reader: Reader, rows: Ints) -> Any:
     if (label := reader.manifest.schema.label) is None:
         return None
     return (reader.columns if label.name in reader.columns else reader.index.load([label.name]))[label.name][rows]
-
-
-def _numbers(rows: Ints | tuple[int, int]) -> Ints:
-    return np.arange(*rows) if isinstance(rows, tuple) else rows
 
 
 def _said(order: Order) -> str | None:

@@ -29,6 +29,7 @@ from streamkit.codecs.pillow import BadImage
 from streamkit.errors import DamagedError, RefusedError, StreamkitError
 from streamkit.guard import mend
 from streamkit.index import ADOPT_AGAIN, Index
+from streamkit.kept import Stretches
 from streamkit.loose import LooseFiles
 from streamkit.manifest import Manifest
 from streamkit.mapped import Maps
@@ -39,7 +40,7 @@ from streamkit.remote.address import Address, place
 from streamkit.schema import Field
 from streamkit.splits import Split
 from streamkit.storage import Files, Part, available_memory
-from streamkit.stretches import Stretches, n_together
+from streamkit.stretches import n_together
 from streamkit.tables import index_columns, range_columns
 
 if TYPE_CHECKING:
@@ -119,17 +120,28 @@ class Reader:
         return not isinstance(self.files, Files)
 
     @property
-    def n_together(self) -> int | None:
-        """Rows that should come in one request, where many are wanted and requests cost more than their bytes."""
-        addressed = all(f.chunk_rows is None for f in self.manifest.schema.payloads) and self.loose is None
-        if not (self.is_far and addressed and self._blocks is None and self.split.samples):
-            return None
-        return n_together(self.split.nbytes // self.split.samples)
+    def n_together(self) -> Ints | None:
+        """Rows of each shard that should come in one request, where requests cost more than their bytes."""
+        return n_together(self.manifest, self.split) if self.is_far and self._blocks is None else None
 
     def keep_stretches(self) -> None:
         """From now on bring runs of `n_together` rows and keep some: most rows are going to be wanted, near ones soon."""
         if (n := self.n_together) is not None:
-            self._stretches = Stretches(weakref.proxy(self), n, self.kept_nbytes)
+            stretches = Stretches(weakref.proxy(self), n, self.kept_nbytes)
+            self._stretches = stretches if stretches.bring_any() else None
+
+    def share(self, kept_nbytes: int) -> None:
+        """Be one of several that share a budget: keep stretches of so many bytes only, or none where they are too few for
+        the windows that the order was made for."""
+        if self._stretches is not None and kept_nbytes < self._stretches.budget:
+            self._stretches.budget = kept_nbytes
+            if kept_nbytes < self.kept_nbytes // 2:
+                self._stretches = None
+
+    @property
+    def stretches_nbytes(self) -> int:
+        """What stretches take at most [B]."""
+        return 0 if self._stretches is None else self._stretches.budget
 
     def expect(self, rows: Ints) -> None:
         """These rows will be wanted soon: what can be brought ahead of that is on its way when this returns."""
@@ -201,6 +213,8 @@ class Reader:
         """
         if self._stretches is not None:
             left = self._stretches.read(name, rows, memory, places)
+            if not len(left):
+                return
             rows, places = rows[left], places[left]
         offsets, crcs = self.columns[f"{name}.offset"][rows], self.columns[f"{name}.crc32c"][rows]
         lengths = self.lengths(name, rows)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -52,6 +52,8 @@ class Sizing:
         scratch_nbytes: that a task takes besides while it is made: stored bytes [B].
         picture_nbytes: that a thread takes besides while it decodes: a picture before it fits [B].
         kept_nbytes: decoded chunks, or stretches from a server, kept [B].
+        taken_nbytes: of those, of a sample in stretches [B]. What tasks under way take is half of them at most, so that none
+            goes before it was used; 0 where nothing is taken from there.
         ragged: batches differ in size.
         decoding: pictures are, so that threads may share a batch.
     """
@@ -64,6 +66,7 @@ class Sizing:
     scratch_nbytes: int = 0
     picture_nbytes: int = 0
     kept_nbytes: int = 0
+    taken_nbytes: int = 0
     ragged: bool = False
     decoding: bool = False
 
@@ -76,6 +79,8 @@ class Sizing:
             return 1  # nothing is handed over
         room = min(_TOGETHER_NBYTES, self._room // (self.n_threads + _PREFETCH + 1))
         fitting = room // max(1, self.sample_nbytes * self.batch_size)
+        if self.taken_nbytes:
+            fitting = min(fitting, self._n_fed // self.n_threads)
         return max(1, min(_TOGETHER, fitting, self.n_batches // (4 * max(1, self.n_threads))))
 
     @cached_property
@@ -116,7 +121,13 @@ class Sizing:
     @cached_property
     def depth(self) -> int:
         """Tasks under way or waiting: as many as the budget holds beside the one delivered, at least one."""
-        return min(self.n_threads + _PREFETCH, self._fitting)
+        wanted = self.n_threads + _PREFETCH
+        return min(wanted, self._fitting, max(1, self._n_fed // self.n_together) if self.taken_nbytes else wanted)
+
+    @cached_property
+    def _n_fed(self) -> int:
+        """Batches whose stretches may be in use at once."""
+        return self.kept_nbytes // 2 // (self.taken_nbytes * (self.batch_size or 1))
 
     @cached_property
     def _fitting(self) -> int:
@@ -212,22 +223,29 @@ def sample_nbytes(specs: Mapping[str, Spec], schema: Schema, columns: Mapping[st
     return total
 
 
-def windows(n_together: int, nbytes: int, shard_starts: Ints, rows: Ints, budget_nbytes: int) -> tuple[Ints, int]:
-    """How rows that come many at a time are to be shuffled.
+def chunk_windows(chunked: Sequence[Field], shard_starts: Ints, rows: Ints, budget_nbytes: int) -> tuple[Ints, int]:
+    """How rows that share chunks are to be shuffled.
 
     Args:
-        n_together: rows that do, in each shard from its first one on.
-        nbytes: what those take [B].
+        chunked: chunked fields, all of the dataset's.
         shard_starts: first row of each shard, and the end, int64 (n_shards + 1,).
         rows: the chosen rows, int64 (n,).
         budget_nbytes: the loader's memory budget [B].
 
     Returns:
-        Where new ones begin among the chosen rows, [0, ..., n], int64; and how many are mixed at once.
+        Where a new chunk of the field with the longest ones begins among the chosen rows, [0, ..., n], int64; and how
+        many chunks are mixed at once.
     """
+    widest = max(chunked, key=lambda f: f.chunk_rows or 0)
     begins = np.zeros(int(shard_starts[-1]), np.int64)
     for start, stop in itertools.pairwise(shard_starts.tolist()):
-        begins[start:stop:n_together] = 1
+        begins[start : stop : widest.chunk_rows] = 1
+    nbytes = sum(f.sample_nbytes for f in chunked) * int(widest.chunk_rows or 1)
     chosen = np.cumsum(begins)[rows]
     bounds = np.r_[0, np.flatnonzero(np.diff(chosen)) + 1, len(rows)].astype(np.int64)
-    return bounds, max(1, budget_nbytes // 16 // max(1, nbytes))
+    return bounds, window(nbytes, budget_nbytes)
+
+
+def window(nbytes: int, budget_nbytes: int) -> int:
+    """How many chunks of so many bytes [B] are mixed at once."""
+    return max(1, budget_nbytes // 16 // max(1, nbytes))

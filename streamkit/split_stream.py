@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -69,7 +69,7 @@ class SplitStream(Stream):
     ) -> None:
         self._reader, self._ordered, self._budget = ordering.reader, ordered, ordering.budget_nbytes
         self.manifest, self.view = self._reader.manifest, view
-        if ordered.stretched:
+        if ordered.taken_nbytes:
             self._reader.keep_stretches()
         self.path, self.seed, self.shuffle = self._reader.root, ordering.seed, ordering.shuffle
         fingerprint = {
@@ -109,6 +109,15 @@ class SplitStream(Stream):
         """True when EXIF turns some of the pictures."""
         return "orientation" in self._reader.index
 
+    def within(self, memory_budget: int) -> Self:
+        self.share(memory_budget)
+        return super().within(memory_budget)
+
+    def share(self, memory_budget: int) -> None:
+        """Keep no more from a server than a budget of so many bytes allows."""
+        self._reader.share(memory_budget // 4)
+        self.__dict__.pop("_sizing", None)
+
     def whole_shards(self) -> list[str]:
         """Where the split's shards lie, for readers other than ours, which look at no index; so each is read whole, now,
         and its digest held against the manifest's. UsageError: on a server. DamagedError: one was altered."""
@@ -144,7 +153,7 @@ class SplitStream(Stream):
     # How batches are made
 
     def _jobs(self, epoch: int, numbers: range, place: int) -> list[Callable[[], list[Any]]]:
-        if self._ordered.stretched and place >= self.depth:  # what is wanted first goes first
+        if self._ordered.taken_nbytes and place >= self.depth:  # what is wanted first goes first
             self._expect(epoch, numbers)
         n_parts = self._sizing.n_parts_of(place)
         if n_parts == 1:
@@ -199,17 +208,21 @@ class SplitStream(Stream):
 
     def _sized(self, maker: BatchMaker) -> Sizing:
         payloads = [f for f in self._reader.fields if f.is_payload]
-        kept = self._reader.kept_nbytes
         slabs = [slab_nbytes(f) + band_nbytes(f) for f in payloads if f.chunk_rows is not None]
+        kept = self._reader.stretches_nbytes
+        gaps = self._reader.is_far and not kept  # those between stretches' rows are among what is kept
+        if slabs:
+            kept = max(self._reader.kept_nbytes, (1 + self.num_workers) * max(slabs))
         return Sizing(
             sample_nbytes(maker.specs, self.schema, self._reader.columns),
             self.batch_size,
             len(self),
             self.num_workers,
             self.memory_budget,
-            scratch_nbytes(payloads, self._reader.columns, self.batch_size or 1, self._reader.is_far),
+            scratch_nbytes(payloads, self._reader.columns, self.batch_size or 1, far=gaps),
             4 * maker.pictures.max_pixels * sum(f.is_encoded_image for f in payloads),
-            max(kept, (1 + self.num_workers) * max(slabs)) if slabs else kept if self._ordered.stretched else 0,
+            kept,
+            self._ordered.taken_nbytes if kept else 0,
             ragged=any(None in spec.shape for spec in maker.specs.values()),
             decoding=any(f.is_encoded_image for f in payloads) and not self._reader.is_far,
         )

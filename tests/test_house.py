@@ -85,7 +85,7 @@ ROOMS = (
         "commands": "cli",
     }
     | dict.fromkeys(
-        ("blocks", "cached", "chunks", "far", "loose", "mapped", "places", "readplan", "stretches"), "reader"
+        ("blocks", "cached", "chunks", "far", "kept", "loose", "mapped", "places", "readplan", "stretches"), "reader"
     )
 )
 

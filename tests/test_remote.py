@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import resource
 import shutil
@@ -354,15 +355,21 @@ def test_a_poisoned_block_is_brought_again(server: Served, photo_set: Path, tmp_
     assert same(batches(server.url, **options), expected)
 
 
-def test_the_cache_keeps_its_limit(server: Served, tmp_path: Path) -> None:
+def test_the_cache_keeps_its_limit(server: Served, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     cache = tmp_path / "cache"
     n_shards = len(streamkit.open(server.url).split().shards)
     assert n_shards >= 3
     expected = batches(server.url, image_size=(8, 8))
-    assert same(batches(server.url, image_size=(8, 8), cache_dir=cache, cache_limit=50_000), expected)
+    options = {"image_size": (8, 8), "cache_dir": cache, "cache_limit": 50_000}
+    assert same(batches(server.url, shuffle=False, **options), batches(server.url, image_size=(8, 8), shuffle=False))
     sizes = [p.stat().st_size for p in cache.rglob("*") if p.is_file()]
     assert 0 < sum(sizes) <= 50_000
     assert not list(cache.rglob("*.part"))
+    with caplog.at_level(logging.WARNING, "streamkit"):
+        assert same(
+            batches(server.url, **options), expected
+        )  # in random order each block would go before it is wanted again
+    assert "cache_limit is less than what an epoch brings" in caplog.text
 
 
 @pytest.mark.fault(70)

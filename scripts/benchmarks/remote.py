@@ -48,6 +48,8 @@ def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
         np.save(source, np.random.default_rng(0).integers(0, 256, (n_scaled, nbytes), np.uint8))
         streamkit.convert(source, out, format="tfrecord", compression="none", shard_size="32MB")
         source.unlink()
+        n_rows = n_together(manifest := streamkit.open(out), manifest.splits["train"])
+        together = 1 if n_rows is None else int(n_rows[0])
         here = _samples_per_s(streamkit.Loader(out, batch_size=64))
         for rate in RATES:
             with _server(out, rate) as url:
@@ -60,9 +62,9 @@ def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
                     point = {"samples": name, "order": order, "gives": gives, "loader": loader}
                     if order == "shuffled":
                         node = Cluster(nodes=1, bandwidth=gives * 1e6, latency=LATENCY_S, batch=64)
-                        requests = 1 / (n_together(nbytes) or 1)
-                        found = simulate(node, n_scaled, nbytes, 0, here, requests)
-                        point["model"] = found["samples_per_s"] * nbytes / 1e6
+                        point["model"] = (
+                            simulate(node, n_scaled, nbytes, 0, here, 1 / together)["samples_per_s"] * nbytes / 1e6
+                        )
                     points.append(point)
     facts = measure.facts() | {"load": [begun, os.getloadavg()[0]], "rounds": rounds}
     return {"task": "remote", "facts": facts, "latency_s": LATENCY_S, "points": points}

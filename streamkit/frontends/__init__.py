@@ -99,7 +99,8 @@ def mix(weights: Mapping[str | os.PathLike[str], float], **options: Any) -> Mixt
         raise UsageError(f"the weights are {list(weights.values())}, expected numbers above 0, one a dataset")
     budget = options.pop("memory_budget", None)
     each = None if budget is None else max(1, size(budget) // len(weights))
-    return Mixture([Loader(path, memory_budget=each, **options) for path in weights], list(weights.values()))
+    parts = [Loader(path, memory_budget=each, **options) for path in weights]
+    return Mixture(parts, list(weights.values()), loader.DEFAULT_BUDGET if budget is None else size(budget))
 
 
 def dataset(path: str | os.PathLike[str], *, engine: str = "python", **options: Any) -> tf.data.Dataset:

@@ -58,14 +58,21 @@ _CREDENTIALS = {
 }
 
 
-async def persist(address: Address, ask: Callable[[], Awaitable[Got]], gate: asyncio.Semaphore, nbytes: int = 0) -> Got:
+async def persist(
+    address: Address,
+    ask: Callable[[], Awaitable[Got]],
+    gate: asyncio.Semaphore,
+    nbytes: int = 0,
+    n_tries: int | None = None,
+) -> Got:
     """What `ask` returns, tried until it works, within the bounds that `PATIENCE` is now.
 
     Args:
         address: what is asked for, for messages.
         ask: begins one try.
         gate: bounds the tries under way; waiting for it is no part of a time-out, and nobody holds it between tries.
-        nbytes: what a try moves [B]; one time-out more for every 16 MB.
+        nbytes: what a try moves, and what comes beside it [B]; one time-out more for every 16 MB.
+        n_tries: where it is of less use than usual to go on; None: those of `PATIENCE`.
 
     Raises:
         Missing: there is nothing.
@@ -86,7 +93,7 @@ async def persist(address: Address, ask: Callable[[], Awaitable[Got]], gate: asy
             n_failed += 1
             wait_s = bounds.wait_s(n_failed, random.random(), failure.wait_s)
             spent = time.monotonic() - started
-            if failure.kind != "again" or n_failed >= bounds.n_tries or spent + wait_s > bounds.total_s:
+            if failure.kind != "again" or n_failed >= (n_tries or bounds.n_tries) or spent + wait_s > bounds.total_s:
                 raise final_error(address, failure, n_failed, spent) from None
         await asyncio.sleep(wait_s)
 

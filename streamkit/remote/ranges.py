@@ -12,7 +12,8 @@ An answer of another length than was asked for is asked for again; what the byte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ import numpy.typing as npt
 
 from streamkit.remote import http, patience
 from streamkit.remote.address import Address
-from streamkit.remote.connection import Connection, start, together, wait_for
+from streamkit.remote.connection import BEGUN, Connection, start, together, wait_for
 from streamkit.remote.failures import BadAnswer
-from streamkit.remote.requests import Ints, Requests
+from streamkit.remote.requests import STRETCH_NBYTES, Ints, Requests
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -52,22 +53,42 @@ def read_ranges(parts: Sequence[Wanted]) -> None:
 
 
 def begin_ranges(parts: Sequence[Wanted], ended: Callable[[int, BaseException | None], None]) -> None:
-    """Begin to bring ranges, as `read_ranges` does. When all of part `i` are there, or failed, the event loop's thread calls
-    `ended(i, error)`: RemoteError and Missing are its as well, and CancelledError at the program's end."""
+    """Begin to bring ranges of about STRETCH_NBYTES a part, as many parts at once as BEGUN, in their order.
+
+    When part `i` is there, or has failed, the event loop's thread calls `ended(i, error)`. It fails sooner than
+    `read_ranges` would: this is work ahead of need.
+    """
 
     async def bring(i: int, part: Wanted) -> None:
-        error: BaseException | None = None
         try:
-            await together(_runs(part))
-        except BaseException as caught:
-            error = caught
-        ended(i, error)
+            async with Connection.of(part.address).begun:
+                await together(_runs(part, n_tries=_FEW_TRIES, beside_nbytes=_BEGUN_NBYTES))
+        except asyncio.CancelledError as error:
+            ended(i, error)
+            raise
+        except BaseException as error:
+            ended(i, error)
+        else:
+            ended(i, None)
 
-    start(together(bring(i, part) for i, part in enumerate(parts)))
+    works = [bring(i, part) for i, part in enumerate(parts)]  # no iterator, which would hold the last part's memory
+    work = together(works)
+    try:
+        start(work)
+    except BaseException:
+        for one in (work, *works):
+            one.close()
+        raise
 
 
-def _runs(part: Wanted) -> Iterator[Coroutine[Any, Any, None]]:
-    """One coroutine a run of requests that touch."""
+_FEW_TRIES = 3
+_BEGUN_NBYTES = BEGUN * STRETCH_NBYTES
+
+
+def _runs(part: Wanted, **patient: int) -> Iterator[Coroutine[Any, Any, None]]:
+    """One coroutine a run of requests that touch; `patient` as `request` has it."""
+    if not len(part.offsets):
+        return
     plan = Requests.of(part.offsets, part.lengths)
     members = np.split(np.argsort(plan.run_of, kind="stable"), np.cumsum(np.bincount(plan.run_of))[:-1])
     connection = Connection.of(part.address)
@@ -75,27 +96,37 @@ def _runs(part: Wanted) -> Iterator[Coroutine[Any, Any, None]]:
         pieces = range(int(plan.first[run]), int(plan.first[run + 1]))
         if len(pieces):
             ends = [(int(plan.starts[i]), int(plan.stops[i])) for i in pieces]
-            yield _run(connection, part, inside, ends)
+            yield _run(connection, part, inside, ends, patient)
 
 
-async def _run(connection: Connection, part: Wanted, inside: Ints, ends: Sequence[tuple[int, int]]) -> None:
+async def _run(
+    connection: Connection, part: Wanted, inside: Ints, ends: Sequence[tuple[int, int]], patient: Mapping[str, int]
+) -> None:
     memory, begin, end = part.memory, ends[0][0], ends[-1][1]
     alone = len(inside) == 1  # goes where it belongs at once
     at = int(part.places[inside[0]])
     target = memory[at : at + end - begin] if alone else np.empty(end - begin, np.uint8)
     view = memoryview(target)  # type: ignore[arg-type]
     if len(ends) == 1:
-        await request(connection, part.address, begin, end, view)
+        await request(connection, part.address, begin, end, view, **patient)
     else:
-        await together(request(connection, part.address, a, b, view[a - begin : b - begin]) for a, b in ends)
+        await together(request(connection, part.address, a, b, view[a - begin : b - begin], **patient) for a, b in ends)
     if not alone:
         for i in inside.tolist():
             place, length, start = int(part.places[i]), int(part.lengths[i]), int(part.offsets[i]) - begin
             memory[place : place + length] = target[start : start + length]
 
 
-async def request(connection: Connection, address: Address, start: int, stop: int, view: memoryview) -> None:
-    """Bytes [start, stop) of a file into `view`, with patience."""
+async def request(
+    connection: Connection,
+    address: Address,
+    start: int,
+    stop: int,
+    view: memoryview,
+    n_tries: int | None = None,
+    beside_nbytes: int = 0,
+) -> None:
+    """Bytes [start, stop) of a file into `view`, with patience; `beside_nbytes`: that share the way with them."""
 
     async def ask() -> None:
         if address.scheme in http.HTTP:
@@ -106,4 +137,4 @@ async def request(connection: Connection, address: Address, start: int, stop: in
             raise BadAnswer(f"{len(data)} bytes came, {stop - start} were asked for")
         view[:] = data
 
-    await patience.persist(address, ask, connection.gate, stop - start)
+    await patience.persist(address, ask, connection.gate, stop - start + beside_nbytes, n_tries)

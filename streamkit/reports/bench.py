@@ -213,9 +213,9 @@ def simulation(path: str | os.PathLike[str], found: Mapping[str, Any], model: Cl
     split = manifest.split(found["split"])
     index_nbytes = (Path(path) / split.index).stat().st_size
     requests = float(any(field.chunk_rows is None for field in manifest.schema.payloads))
-    if split.chunks is None:
-        requests /= n_together(split.nbytes // split.samples) or 1
-    else:  # each comes once, for all the samples in it
+    if (n_rows := n_together(manifest, split)) is not None:
+        requests = sum(s.samples / n for s, n in zip(split.shards, n_rows.tolist(), strict=True)) / split.samples
+    if split.chunks is not None:  # each comes once, for all the samples in it
         requests += Index(Path(path) / split.chunks, None, split.chunks_digest).n_rows / split.samples
     return simulate(model, split.samples, split.nbytes / split.samples, index_nbytes, found["loader"], requests)
 

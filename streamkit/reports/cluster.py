@@ -107,7 +107,7 @@ def simulate(
         sample_nbytes: mean stored size of one [B].
         index_nbytes: size of the split's index file [B].
         cpu_samples_per_s: what one node's loader makes when reading costs nothing.
-        requests_a_sample: below 1 where samples share chunks or stretches.
+        requests_a_sample: above 0; below 1 where samples share chunks or stretches.
 
     Returns:
         JSON-able: node_samples_per_s by each limit, bound (the smallest of them), samples_per_s and steps_per_s of all
@@ -123,7 +123,7 @@ def simulate(
     together = cluster.nodes * limits[bound]
     local = cluster.batch / cluster.nodes
     first_batch = math.ceil(local * max(1, requests_a_sample) / cluster.in_flight) * cluster.latency
-    first_nbytes = min(n_samples, local * max(1, 1 / requests_a_sample)) * sample_nbytes
+    first_nbytes = min(n_samples, local / min(1, requests_a_sample)) * sample_nbytes
     first_batch += first_nbytes / cluster.bandwidth + local / cpu_samples_per_s
     return {
         "node_samples_per_s": limits,
