@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from crc32c import crc32c
 
+from streamkit.atomic import Early
 from streamkit.errors import DamagedError
 from streamkit.schema import Field, Schema
 from streamkit.shards.chunked import chunk_places, own_dataset, write_chunked
@@ -191,6 +192,7 @@ def _write_payloads(fd: int, base: int, payloads: Sequence[Any]) -> tuple[Ints, 
     lengths = np.fromiter(map(len, payloads), np.int64, len(payloads))
     offsets = max(base, 0) + np.cumsum(lengths) - lengths
     at, some, wanted = base, [], 0
+    early = Early(fd, base)
     for i, payload in enumerate(payloads, 1):
         some.append(payload)
         wanted += len(payload)
@@ -199,6 +201,7 @@ def _write_payloads(fd: int, base: int, payloads: Sequence[Any]) -> tuple[Ints, 
             while done < wanted:  # a short write: when the disk is full, the next one shows it
                 done += os.pwrite(fd, memoryview(b"".join(some))[done:], at + done)
             at, some, wanted = at + wanted, [], 0
+            early.written(at)
     return offsets, lengths
 
 

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from blake3 import blake3
 from crc32c import crc32c
 
+from streamkit.atomic import Early
 from streamkit.errors import DamagedError
 from streamkit.schema import Field, Schema
 from streamkit.shards import example
@@ -62,6 +63,7 @@ class TFRecord:
         parts: list[Any] = []
         hasher = blake3()  # of bytes that are in the core's own cache still; read again, they cost a half more
         with open(path, "wb", buffering=0) as file:
+            early = Early(file.fileno())
             for record in records:
                 pieces = _pieces(entries, record)
                 head = example.frame(sum(map(len, pieces)))
@@ -83,6 +85,7 @@ class TFRecord:
                 n += 1
                 if pending >= _FLUSH_NBYTES:
                     _write(file.fileno(), parts, hasher)
+                    early.written(at)
                     parts, pending = [], 0
             _write(file.fileno(), parts, hasher)
         ranges: dict[str, Any] = {}
