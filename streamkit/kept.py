@@ -78,6 +78,12 @@ class Stretches:
         )  # of those, that nobody uses, the one used last at the end
         self._nbytes = self._busy_nbytes = 0  # of all, and of those that are not idle
 
+    def shrink(self, budget_nbytes: int) -> None:
+        """Take no more than so much from now on [B]; what is in use goes when it is used."""
+        with self._lock:
+            self.budget = budget_nbytes
+            self._make_room(0)
+
     def bring_any(self) -> bool:
         """Whether any field asked for is enough of where it lies to be brought so, by what the first stretch says."""
         return bool(self._planned(0).spans.runs)
@@ -111,14 +117,17 @@ class Stretches:
         new: dict[int, _Stretch] = {}
         try:
             with self._lock:
-                for number, planned in [(number, self._planned(number)) for number in numbers if self._is_due(number)]:
+                due = [number for number in numbers if self._is_due(number)]
+                for number in set(numbers).difference(due):  # first, so that none of them makes room for the others
+                    self._join(number, self._held[number])
+                    used[number] = self._held[number]
+                for number, planned in [(number, self._planned(number)) for number in due]:
                     new[number] = planned
-                    if not self._took_in(number, planned):
+                    if self._took_in(number, planned):
+                        self._join(number, planned)
+                        used[number] = planned
+                    else:
                         del new[number]
-                for number in numbers:
-                    if (stretch := self._held.get(number)) is not None:
-                        self._join(number, stretch)
-                        used[number] = stretch
             self._begin(new)
         except BaseException:  # nobody is to wait for what will not come
             for number, stretch in new.items():
@@ -147,13 +156,16 @@ class Stretches:
         nbytes = stretch.spans.nbytes
         if not nbytes or self._busy_nbytes + nbytes > self.budget:
             return False
-        while self._nbytes + nbytes > self.budget:
-            self._drop(next(iter(self._idle)))
-        self._nbytes += nbytes
-        self._busy_nbytes += nbytes
+        self._make_room(nbytes)
         stretch.n_users = 1  # who brings it
         self._held[number] = stretch
+        self._nbytes += nbytes
+        self._busy_nbytes += nbytes
         return True
+
+    def _make_room(self, nbytes: int) -> None:
+        while self._idle and self._nbytes + nbytes > self.budget:
+            self._drop(next(iter(self._idle)))
 
     def _drop(self, number: int) -> None:
         del self._idle[number]
@@ -161,7 +173,7 @@ class Stretches:
 
     def _join(self, number: int, stretch: _Stretch) -> None:
         if stretch.n_users == 0:
-            del self._idle[number]
+            self._idle.pop(number, None)
             self._busy_nbytes += stretch.spans.nbytes
         stretch.n_users += 1
 

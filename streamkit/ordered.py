@@ -112,7 +112,7 @@ class Ordering:
         together = np.concatenate(classes)
         choosing = f"{fingerprint(together)} balanced {fingerprint(np.array(order.quotas))}"
         said = [words for part in parts if (words := _said(part)) is not None]
-        (bounds, _), taken = self._stretches(np.sort(together))
+        (bounds, _), taken = self._stretches(together)
         facts = {"choosing": choosing, "window": said or None}
         return Ordered(together, order, facts, taken if bounds is None else 0)  # classes' windows would each bring all
 
@@ -148,13 +148,16 @@ class Ordering:
         if not self.shuffle or n_rows is None:
             return none, 0
         bounds, nbytes = touched(reader.split, reader.shard_starts, n_rows, rows)
-        wanted = int(bounds[-1]) / len(nbytes)  # rows of a stretch
-        taken = 1 + int(nbytes.sum() / bounds[-1])
+        largest = nbytes.max()
+        if not isinstance(rows, tuple):  # in whichever order they were given: what is kept whole is brought once
+            _, nbytes = touched(reader.split, reader.shard_starts, n_rows, np.unique(rows))
+        n_chosen, n_once = int(bounds[-1]), len(nbytes)
+        taken = 1 + int(nbytes.sum() / n_chosen)
         if nbytes.sum() <= reader.kept_nbytes // 2:
-            return none, taken if wanted >= _WORTH_ONCE else 0
-        if wanted < min(_WORTH, int(n_rows.max()) / 2) or reader.kept_nbytes < 4 * nbytes.max():
+            return none, taken if n_chosen >= _WORTH_ONCE * n_once else 0
+        if n_chosen < min(_WORTH, int(n_rows.max()) / 2) * (len(bounds) - 1) or reader.kept_nbytes < 4 * largest:
             return none, 0  # hardly more than a request for each, or hardly any would be kept
-        return (bounds, window(int(nbytes.max()), self.budget_nbytes)), taken
+        return (bounds, window(int(largest), self.budget_nbytes)), taken
 
     def _lengths(self, names: Sequence[str]) -> Ints:
         """Length of the ragged field that is delivered first, of all rows; stored bytes if the index has no other."""

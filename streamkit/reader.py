@@ -64,7 +64,7 @@ class Reader:
         lenient: shards may be missing or of another size; rows whose bytes are not there are damaged when they are read.
         shards_root: the folder that the shards lie in; `root` if None.
         blocks: where bytes of shards on a server are kept.
-        stretched: see `keep_stretches`.
+        stretches_nbytes: see `keep_stretches` [B].
 
     Both folders may be addresses on a server; shards there are looked at when they are read.
 
@@ -85,7 +85,7 @@ class Reader:
         lenient: bool = False,
         shards_root: str | os.PathLike[str] | Address | None = None,
         blocks: Blocks | None = None,
-        stretched: bool = False,
+        stretches_nbytes: int = 0,
     ) -> None:
         self.root, self.manifest, self.split = place(root), manifest, split
         self.fields, self.extras = tuple(fields), tuple(extras)
@@ -103,8 +103,8 @@ class Reader:
         self._slabs = Slabs(weakref.proxy(self), kept_nbytes)
         self.kept_nbytes = kept_nbytes
         self._stretches: Stretches | None = None
-        if stretched:
-            self.keep_stretches()
+        if stretches_nbytes:
+            self.keep_stretches(stretches_nbytes)
 
     def _files(self, where: Path | Address, blocks: Blocks | None) -> Files | FarFiles:
         """The shards that lie in a folder, of this machine or on a server."""
@@ -124,29 +124,31 @@ class Reader:
         """Rows of each shard that should come in one request, where requests cost more than their bytes."""
         return n_together(self.manifest, self.split) if self.is_far and self._blocks is None else None
 
-    def keep_stretches(self) -> None:
-        """From now on bring runs of `n_together` rows and keep some: most rows are going to be wanted, near ones soon."""
+    def keep_stretches(self, nbytes: int) -> None:
+        """From now on bring runs of `n_together` rows and keep so many bytes of them: near rows are wanted soon."""
         if (n := self.n_together) is not None:
-            stretches = Stretches(weakref.proxy(self), n, self.kept_nbytes)
+            stretches = Stretches(weakref.proxy(self), n, nbytes)
             self._stretches = stretches if stretches.bring_any() else None
 
     def share(self, kept_nbytes: int) -> None:
         """Be one of several that share a budget: keep stretches of so many bytes only, or none where they are too few for
         the windows that the order was made for."""
-        if self._stretches is not None and kept_nbytes < self._stretches.budget:
-            self._stretches.budget = kept_nbytes
+        stretches = self._stretches
+        if stretches is not None and kept_nbytes < stretches.budget:
+            stretches.shrink(kept_nbytes)
             if kept_nbytes < self.kept_nbytes // 2:
                 self._stretches = None
 
     @property
     def stretches_nbytes(self) -> int:
         """What stretches take at most [B]."""
-        return 0 if self._stretches is None else self._stretches.budget
+        stretches = self._stretches
+        return 0 if stretches is None else stretches.budget
 
     def expect(self, rows: Ints) -> None:
         """These rows will be wanted soon: what can be brought ahead of that is on its way when this returns."""
-        if self._stretches is not None:
-            self._stretches.expect(rows)
+        if (stretches := self._stretches) is not None:
+            stretches.expect(rows)
 
     def _load(self) -> None:
         names = [n for f in self.fields if f.is_payload for n in range_columns(f)]
@@ -211,8 +213,8 @@ class Reader:
         Raises:
             DamagedError: bytes that are not what the index says; names shard, record and key.
         """
-        if self._stretches is not None:
-            left = self._stretches.read(name, rows, memory, places)
+        if (stretches := self._stretches) is not None:
+            left = stretches.read(name, rows, memory, places)
             if not len(left):
                 return
             rows, places = rows[left], places[left]
@@ -288,7 +290,7 @@ class Reader:
             "lenient": self.lenient,
             "shards_root": self.files.root,
             "blocks": self._blocks,
-            "stretched": self._stretches is not None,
+            "stretches_nbytes": self.stretches_nbytes,
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

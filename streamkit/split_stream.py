@@ -70,7 +70,7 @@ class SplitStream(Stream):
         self._reader, self._ordered, self._budget = ordering.reader, ordered, ordering.budget_nbytes
         self.manifest, self.view = self._reader.manifest, view
         if ordered.taken_nbytes:
-            self._reader.keep_stretches()
+            self._reader.keep_stretches(self._reader.kept_nbytes)
         self.path, self.seed, self.shuffle = self._reader.root, ordering.seed, ordering.shuffle
         fingerprint = {
             "dataset": self.manifest.dataset_id,
@@ -164,10 +164,10 @@ class SplitStream(Stream):
 
     def _expect(self, epoch: int, numbers: range) -> None:
         """Have the next window brought while this one is used up. What is under way reaches into it by itself, or farther;
-        of more than two windows, not all is kept."""
+        what lies between must be kept until then, beside what is behind."""
         window = (self._ordered.window or 0) // self._batches.global_size  # batches
-        under_way = self.depth * self._sizing.n_together
-        n_ahead = min(window, 2 * window - under_way)
+        kept = self._reader.stretches_nbytes // (self._ordered.taken_nbytes * self._batches.global_size)
+        n_ahead = min(window, kept // 2 - self.depth * self._sizing.n_together * numbers.step)
         later = [i + n_ahead for i in numbers if i + n_ahead < len(self)]
         if n_ahead > 0 and later:
             self._reader.expect(np.concatenate([self.rows(epoch, i) for i in later]))

@@ -252,6 +252,15 @@ def test_half_of_the_rows_come_in_stretches_too(server: Served, budget: str) -> 
     assert len(asked(server)) < 60 and brought(server) < 1.25 * stored_nbytes(server)
 
 
+def test_rows_in_any_order_come_from_what_is_kept_whole(server: Served) -> None:
+    chosen = np.random.default_rng(0).permutation(N)[: N // 2]
+    found = flat(numbers(loader(server.url, rows=chosen, memory_budget="1GiB")))
+    assert sorted(found) == sorted(np.array(stored_numbers(server.folder))[chosen].tolist()) and len(asked(server)) < 60
+    server.asked.clear()
+    assert len(flat(numbers(loader(server.url, rows=chosen[:500])))) == 500  # where not all is kept, no stretch is worth it
+    assert brought(server) < 500 * (33 << 10)
+
+
 def test_equal_shares_of_classes_come_from_what_is_kept_whole(server: Served) -> None:
     streaming = loader(server.url, balance=True, memory_budget="1GiB")
     assert len(flat(numbers(streaming))) == N and len(flat(numbers(streaming))) == N
@@ -319,6 +328,10 @@ def test_several_processes_and_mixtures_share_a_budget(server: Served) -> None:
     streaming = loader(server.url)
     assert streaming.within(4 << 20).memory_bound <= 4 << 20
     assert streaming._reader.stretches_nbytes == 1 << 20
+    half = pickle.loads(pickle.dumps(loader(server.url).within(4 << 20)))
+    assert half._reader.stretches_nbytes == 1 << 20
+    server.asked.clear()
+    assert sorted(flat(numbers(half))) == list(range(N)) and brought(server) < 1.6 * stored_nbytes(server)
     many = streaming.within(1 << 20)  # too little for windows of the whole budget's size
     assert streaming._reader.stretches_nbytes == 0
     assert sorted(flat(numbers(many))) == list(range(N))

@@ -13,6 +13,7 @@ An answer of another length than was asked for is asked for again; what the byte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -77,7 +78,8 @@ def begin_ranges(parts: Sequence[Wanted], ended: Callable[[int, BaseException | 
         start(work)
     except BaseException:
         for one in (work, *works):
-            one.close()
+            with contextlib.suppress(ValueError):  # it runs already
+                one.close()
         raise
 
 
