@@ -257,7 +257,9 @@ def test_rows_in_any_order_come_from_what_is_kept_whole(server: Served) -> None:
     found = flat(numbers(loader(server.url, rows=chosen, memory_budget="1GiB")))
     assert sorted(found) == sorted(np.array(stored_numbers(server.folder))[chosen].tolist()) and len(asked(server)) < 60
     server.asked.clear()
-    assert len(flat(numbers(loader(server.url, rows=chosen[:500])))) == 500  # where not all is kept, no stretch is worth it
+    assert (
+        len(flat(numbers(loader(server.url, rows=chosen[:500])))) == 500
+    )  # where not all is kept, no stretch is worth it
     assert brought(server) < 500 * (33 << 10)
 
 
