@@ -5,7 +5,7 @@ may: where stretches in use leave no room, rows are read by themselves. So are t
 brought, and of a field that is a small part of it. What a stretch holds is believed only row by row, by the crc32c of what
 is taken from it; a wrong row is read by itself, too, which is where it is asked for again, or named.
 
->>> _copied([np.arange(9, dtype=np.uint8)], *np.array([[2], [3]]), np.zeros(3, np.uint8), *np.array([[0], [7]]))
+>>> _copied([np.arange(9, dtype=np.uint8)], *np.array([[0], [2], [3]]), np.zeros(3, np.uint8), *np.array([[0], [7]]))
 [0]
 """
 
@@ -34,7 +34,7 @@ Ints = npt.NDArray[np.int64]
 Bytes = npt.NDArray[np.uint8]
 
 _AGAIN_S = 60.0  # until a stretch that could not be brought is tried again
-_NOTHING = Spans([], {}, 0)
+_NOTHING, _NONE = Spans([], {}, 0), np.empty(0, np.uint8)
 
 
 class _Stretch:
@@ -73,10 +73,9 @@ class Stretches:
         """Keep nothing."""
         self._lock = threading.Lock()
         self._held: dict[int, _Stretch] = {}
-        self._idle: OrderedDict[int, _Stretch] = (
-            OrderedDict()
-        )  # of those, that nobody uses, the one used last at the end
-        self._nbytes = self._busy_nbytes = 0  # of all, and of those that are not idle
+        # Idle are those that nobody uses, the one used last at the end; busy are the others.
+        self._idle: OrderedDict[int, _Stretch] = OrderedDict()
+        self._nbytes = self._busy_nbytes = 0
 
     def shrink(self, budget_nbytes: int) -> None:
         """Take no more than so much from now on [B]; what is in use goes when it is used."""
@@ -99,8 +98,7 @@ class Stretches:
         try:
             for stretch in used.values():
                 stretch.ended.wait()
-            stretches = [used.get(number) for number in numbers.tolist()]
-            return self._copy(name, rows, [stretches[i] for i in which.tolist()], memory, places)
+            return self._copy(name, rows, [used.get(number) for number in numbers.tolist()], which, memory, places)
         finally:
             self._release(used)
 
@@ -217,14 +215,20 @@ class Stretches:
             self._leave(number, stretch)
             stretch.ended.set()
 
-    def _copy(self, name: str, rows: Ints, stretches: Sequence[_Stretch | None], memory: Bytes, places: Ints) -> Ints:
-        own = [s for s in stretches if s is not None and s.memory is not None and name in s.spans.shifts]
-        there = np.array([s is not None and s.memory is not None and name in s.spans.shifts for s in stretches], bool)
+    def _copy(
+        self, name: str, rows: Ints, stretches: Sequence[_Stretch | None], which: Ints, memory: Bytes, places: Ints
+    ) -> Ints:
+        """Copy rows out of the stretches that they lie in, `stretches[which[i]]` of `rows[i]`; see `read`."""
+        sources, shifts = [_NONE] * len(stretches), np.zeros(len(stretches), np.int64)
+        for i, stretch in enumerate(stretches):
+            if stretch is not None and stretch.memory is not None and name in stretch.spans.shifts:
+                sources[i], shifts[i] = stretch.memory, stretch.spans.shifts[name]
+        there = np.array([source is not _NONE for source in sources], bool)[which]
         left, some = np.flatnonzero(~there), np.flatnonzero(there)
-        columns, shifts = self.reader.columns, np.array([s.spans.shifts[name] for s in own], np.int64)
-        offsets, lengths = columns[f"{name}.offset"][rows[some]] + shifts, self.reader.lengths(name, rows[some])
-        sources = [s.memory for s in own if s.memory is not None]
-        wrong = _copied(sources, offsets, lengths, memory, places[some], columns[f"{name}.crc32c"][rows[some]])
+        which, columns = which[some], self.reader.columns
+        offsets = columns[f"{name}.offset"][rows[some]] + shifts[which]
+        lengths, crcs = self.reader.lengths(name, rows[some]), columns[f"{name}.crc32c"][rows[some]]
+        wrong = _copied(sources, which, offsets, lengths, memory, places[some], crcs)
         return np.sort(np.concatenate([left, some[wrong]])) if wrong else left
 
 
@@ -236,21 +240,27 @@ def _part(stretch: _Stretch) -> Part:
 
 
 def _copied(
-    sources: Sequence[Bytes], offsets: Ints, lengths: Ints, memory: Bytes, places: Ints, crcs: npt.NDArray[np.uint32]
+    sources: Sequence[Bytes],
+    which: Ints,
+    offsets: Ints,
+    lengths: Ints,
+    memory: Bytes,
+    places: Ints,
+    crcs: npt.NDArray[np.uint32],
 ) -> list[int]:
-    """Copy a range out of each source; the numbers of those whose sums are not `crcs`."""
+    """Copy ranges, each out of the source of its number in `which`; the numbers of those whose sums are not `crcs`."""
     wrong: list[int] = []
     if not native.available():
         view = memoryview(memory)  # type: ignore[arg-type]
-        ranges = zip(sources, offsets.tolist(), lengths.tolist(), places.tolist(), crcs.tolist(), strict=True)
-        for i, (source, offset, length, place, crc) in enumerate(ranges):
-            memory[place : place + length] = source[offset : offset + length]
+        numbers = (values.tolist() for values in (which, offsets, lengths, places, crcs))
+        for i, (source, offset, length, place, crc) in enumerate(zip(*numbers, strict=True)):
+            memory[place : place + length] = sources[source][offset : offset + length]
             if crc32c(view[place : place + length]) != crc:
                 wrong.append(i)
         return wrong
-    addresses = offsets + np.array([native.address(source) for source in sources], np.int64)
+    addresses = offsets + np.array([native.address(source) for source in sources], np.int64)[which]
     start = 0
-    while start < len(sources):
+    while start < len(addresses):
         try:
             native.copy(addresses[start:], lengths[start:], memory, places[start:], crcs[start:])
             break

@@ -173,10 +173,8 @@ class Loader(SplitStream):
             blocks=_blocks(cache_dir, cache_limit, chosen_split, part if shuffle and where is rows is None else None),
         )
         one = 1 if batch_size is None else batch_size
-        chosen, ordering = (
-            choose(reader.index, part, where, rows),
-            Ordering(reader, seed, shuffle, budget, one * n_shards),
-        )
+        chosen = choose(reader.index, part, where, rows)
+        ordering = Ordering(reader, seed, shuffle, budget, one * n_shards)
         ordered = ordering.plain(chosen) if balance is False else ordering.balanced(chosen, balance)
         batches = Batches(ordered.order.n, one, drop_remainder, shard, n_shards, pad=not shuffle)
         if isinstance(view.pad_to, tuple) and shuffle:
@@ -216,7 +214,8 @@ def _blocks(folder: Any, limit: Any, split: Split, shuffled: slice | None) -> Bl
     nbytes = split.nbytes * (stop - start) // max(1, split.samples)
     if nbytes <= blocks.limit_nbytes - blocks.limit_nbytes // 10:
         return blocks
-    log.warning("cache_limit is less than what an epoch brings, %d MiB: nothing is cached", -(-nbytes // (1 << 20)))
+    wanted = -(-nbytes * 10 // 9 >> 20)
+    log.warning("cache_limit is less than what an epoch brings: nothing is cached. Pass %d MiB or more.", wanted)
     return None
 
 

@@ -122,9 +122,8 @@ class Order:
         """Which of the rows of window `w`, [0, end - base), come at these positions of it, [base, end)."""
         if self.n_parts == 1:
             return permute(positions - base, end - base, (self.seed, epoch, w))
-        edges = -(
-            -np.arange(self.n_parts + 1) * self.global_batch // self.n_parts
-        )  # places where a batch's parts begin
+        # Places of a batch where its parts begin, rounded up.
+        edges = -(-np.arange(self.n_parts + 1) * self.global_batch // self.n_parts)
         sizes = np.diff(edges)
 
         def before(position: Any, part: Any) -> Ints:
