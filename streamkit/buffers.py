@@ -26,7 +26,7 @@ import numpy.typing as npt
 from streamkit.errors import ResourceError
 from streamkit.forking import anew_in_children
 
-_ALIGNMENT = 64  # what TensorFlow (EIGEN_MAX_ALIGN_BYTES), JAX and AVX-512 want
+ALIGNMENT = 64  # what TensorFlow (EIGEN_MAX_ALIGN_BYTES), JAX and AVX-512 want
 
 
 def _references_when_free() -> int:
@@ -69,14 +69,14 @@ class Buffers:
                 base = owned.pop(i)
                 owned.append(base)
             else:
-                base = _memory(nbytes + _ALIGNMENT)
+                base = _memory(nbytes + ALIGNMENT)
                 if len(owned) < self.keep:
                     owned.append(base)
                     self._nbytes += nbytes
                 while self._nbytes > self.keep_nbytes:  # padded batches come in many sizes
                     size, forgotten = self._owned.popitem(last=False)
                     self._nbytes -= size * len(forgotten)
-            start = -base.ctypes.data % _ALIGNMENT
+            start = -base.ctypes.data % ALIGNMENT
             return base[start : start + nbytes].view(dtype).reshape(shape)
 
 

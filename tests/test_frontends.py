@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,18 @@ def epochs_of(path: Path, n_epochs: int, **options: Any) -> list[list[list[int]]
     return [[numbers(batch) for batch in loader] for _ in range(n_epochs)]
 
 
+def in_a_graph(dataset: Any) -> list[Any]:
+    """Batches as a compiled step gets them, which is handed the iterator."""
+    tf = pytest.importorskip("tensorflow")
+    step = tf.function(lambda iterator: next(iterator), autograph=False)
+    iterator, batches = iter(dataset), []
+    while True:
+        try:
+            batches.append(tf.nest.map_structure(lambda part: part.numpy(), step(iterator)))
+        except tf.errors.OutOfRangeError:
+            return batches
+
+
 # The same batches everywhere
 
 
@@ -106,6 +119,8 @@ def test_tf_data_is_the_loader_to_the_bit(made: Path, kind: str) -> None:
     for dataset in (Loader(path, **options).as_tf(), streamkit.dataset(path, **options)):
         found = [batch for _ in range(2) for batch in dataset]  # all kept, so that none may be overwritten
         assert all_same([as_numpy(batch) for batch in found], truth)
+    dataset = streamkit.dataset(path, **options)
+    assert all_same([as_numpy(batch) for _ in range(2) for batch in in_a_graph(dataset)], truth)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("single")])
@@ -222,8 +237,53 @@ def test_tf_refuses_a_rest_of_an_epoch_where_whole_ones_were_promised(made: Path
     tf = pytest.importorskip("tensorflow")
     dataset = streamkit.dataset(made / "table", batch_size=4)
     dataset.loader.resume(dataset.loader.cursor_at(2))
-    with pytest.raises(tf.errors.OpError, match="before as_tf"):
+    with pytest.raises(streamkit.errors.UsageError, match="before as_tf"):
         next(iter(dataset))
+    with pytest.raises(tf.errors.OpError, match="before as_tf"):
+        in_a_graph(dataset)
+
+
+def test_tf_iterators_go_on_in_a_graph_where_a_loop_left_them(made: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    path = made / "table"
+    truth = epochs_of(path, 3, batch_size=4)
+    dataset = streamkit.dataset(path, batch_size=4)
+    step = tf.function(lambda iterator: next(iterator), autograph=False)
+    for epoch in range(3):
+        iterator = iter(dataset)
+        seen = [numbers(next(iterator)) for _ in range(epoch)]
+        seen += [numbers(step(iterator)), numbers(iterator.get_next())]
+        seen += [numbers(batch) for batch in iterator]
+        assert seen == truth[epoch]
+        with pytest.raises(tf.errors.OutOfRangeError):
+            iterator.get_next()
+    assert iterator.element_spec == dataset.element_spec and isinstance(iterator, tf.data.Iterator)
+
+
+def test_tf_loops_of_several_threads_share_an_iteration(made: Path) -> None:
+    pytest.importorskip("tensorflow")
+    iterator = iter(streamkit.dataset(made / "table", batch_size=1))
+    with ThreadPoolExecutor(4) as pool:
+        seen = pool.map(lambda _: [numbers(batch)[0] for batch in iterator], range(4))
+    assert sorted(itertools.chain(*seen)) == sorted(itertools.chain(*epochs_of(made / "table", 1, batch_size=1)[0]))
+
+
+@pytest.mark.parametrize("shift", [0, 4])
+@pytest.mark.parametrize("dtype", ["float32", "int32", "uint8", "bool", "float64"])
+def test_tf_tensors_are_arrays_where_those_are_aligned(dtype: str, shift: int) -> None:
+    tf = pytest.importorskip("tensorflow")
+    from streamkit.buffers import Buffers
+    from streamkit.frontends.eager import tensor
+
+    room = Buffers().empty((4096,), "uint8")
+    array = room[8 * shift :][: 3 * 5 * np.dtype(dtype).itemsize].view(dtype).reshape(3, 5)
+    array[:] = np.arange(15).reshape(3, 5) % 2
+    made = tensor(array)
+    assert np.array_equal(tf.cast(made, tf.float32), array)  # an operation that ends the process if they are not
+    assert (made.__array__().__array_interface__["data"][0] == array.__array_interface__["data"][0]) == (shift == 0)
+    array.flags.writeable = False
+    assert np.array_equal(tensor(array), array) and np.array_equal(tensor(array.T), array.T)
+    assert tensor(array[:0]).shape == (0, 5) and tensor(array[0, 0]).shape == ()
 
 
 def test_tf_datasets_that_are_gone_hold_nothing_open(made: Path) -> None:
@@ -253,9 +313,11 @@ def test_tf_names_the_damaged_sample(made: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(made / "photos", tmp_path / "out"))
     index = streamkit.open(path).index("train").to_pydict()
     reading.flip(path / index["shard"][5], index["image.offset"][5] + 99)
-    with pytest.raises(tf.errors.OpError) as caught:
-        list(streamkit.dataset(path, batch_size=4, image_size=(8, 8)))
-    assert index["key"][5] in str(caught.value) and "crc32c" in str(caught.value)
+    ways: dict[Any, type[Exception]] = {list: streamkit.errors.DamagedError, in_a_graph: tf.errors.OpError}
+    for way, kind in ways.items():
+        with pytest.raises(kind) as caught:
+            way(streamkit.dataset(path, batch_size=4, image_size=(8, 8)))
+        assert index["key"][5] in str(caught.value) and "crc32c" in str(caught.value)
 
 
 def test_tf_leaves_no_thread_behind(made: Path) -> None:

@@ -1,6 +1,7 @@
 """tf.data: the loader's iterations as a dataset with static shapes and known cardinality. TensorFlow is imported here.
 
-A batch crosses once, as a whole, and without a copy: its buffers are aligned as TensorFlow wants them.
+A batch crosses once, as a whole, and without a copy: its buffers are aligned as TensorFlow wants them. How loops outside
+of graphs get theirs, eager.py knows.
 
     >>> signature(Spec((4, None), "float32"), batch=8)
     TensorSpec(shape=(8, 4, None), dtype=tf.float32, name=None)
@@ -11,7 +12,6 @@ from __future__ import annotations
 import itertools
 import pickle
 import weakref
-from collections.abc import Generator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from streamkit.errors import UsageError
 from streamkit.frontends.devices import mover
+from streamkit.frontends.eager import Begun, iterated
 from streamkit.view import Spec
 
 if TYPE_CHECKING:
@@ -38,9 +39,22 @@ def as_tf(loader: Stream) -> tf.data.Dataset:
     signatures = loader.structure({name: signature(spec, batch) for name, spec in loader.specs.items()})
     known = not (loader.skips_bad and loader.batch_size is None)  # single samples that are bad are left out
     known &= loader.is_held or not loader.resumed  # a resumed first iteration is shorter than the others
-    dataset = _dataset(_Iterations(loader, known and not loader.is_held), signatures)
+    iterations = _Iterations(loader, known and not loader.is_held)
+    dataset = _dataset(iterations, signatures)
     if known:
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(loader.n_next))
+    dataset = _ahead(dataset)
+    if loader.device is not None:
+        mover("tensorflow", loader.device)  # says what is wrong with it
+        dataset = dataset.apply(tf.data.experimental.prefetch_to_device(loader.device))
+    else:
+        iterated(dataset, iterations.begun, lambda begun: _ahead(_dataset(_Rest(begun), signatures)))
+    dataset.class_names, dataset.loader = loader.class_names, loader
+    return dataset
+
+
+def _ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """The dataset with the next batches handed over before they are asked for."""
     options = tf.data.Options()
     # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
@@ -49,12 +63,7 @@ def as_tf(loader: Stream) -> tf.data.Dataset:
     # There is nothing to tune here, and TensorFlow ends an iteration only when its tuner wakes up: 10, 30, 70 ms and so on
     # after the beginning, always as long again as it has slept, so that an epoch of 2.7 s took 5.1.
     options.autotune.enabled = False
-    dataset = dataset.prefetch(2).with_options(options)
-    if loader.device is not None:
-        mover("tensorflow", loader.device)  # says what is wrong with it
-        dataset = dataset.apply(tf.data.experimental.prefetch_to_device(loader.device))
-    dataset.class_names, dataset.loader = loader.class_names, loader
-    return dataset
+    return dataset.prefetch(2).with_options(options)
 
 
 class _Iterations:
@@ -69,17 +78,21 @@ class _Iterations:
         self._loader: Stream | bytes = loader
         self._whole = whole
         self._numbers = itertools.count()
-        self._begun: dict[int, Generator[Any, None, None]] = {}
+        self._begun: dict[int, Begun] = {}
 
-    def begin(self) -> np.int64:
-        """Begin one; its number. Raises UsageError for a rest of an epoch where whole ones were promised."""
+    def begun(self) -> Begun:
+        """Begin one. Raises UsageError for a rest of an epoch where whole ones were promised."""
         loader = self._loader
         if isinstance(loader, bytes):
             loader = self._loader = cast("Stream", pickle.loads(loader))  # packed by `pack`, never read from anywhere
         if self._whole and loader.resumed:
             raise UsageError("resume the loader before as_tf(): this dataset has promised whole epochs")
+        return loader.__iter__()
+
+    def begin(self) -> np.int64:
+        """Begin one for TensorFlow; its number."""
         number = next(self._numbers)
-        self._begun[number] = loader.__iter__()
+        self._begun[number] = self.begun()
         return np.int64(number)
 
     def proceed(self, number: np.int64) -> list[Any]:
@@ -95,6 +108,21 @@ class _Iterations:
         """Let go of what the loader holds."""
         if not isinstance(self._loader, bytes):
             self._loader = pickle.dumps(self._loader)
+
+
+class _Rest(_Iterations):
+    """The rest of one iteration that was begun outside of TensorFlow."""
+
+    def __init__(self, rest: Begun) -> None:
+        self._numbers, self._begun = itertools.count(), {}
+        self._rest: Begun | None = rest
+
+    def begun(self) -> Begun:
+        assert self._rest is not None  # the one iterator that is made of it holds the dataset
+        return self._rest
+
+    def pack(self) -> None:
+        self._rest = None
 
 
 def _dataset(iterations: _Iterations, signatures: Any) -> tf.data.Dataset:
