@@ -48,7 +48,9 @@ def around(start: int, n: int, n_positions: int) -> tuple[tuple[int, int], tuple
 
 
 _PARTS = 32  # of a batch and of a window: as many replicas bring nothing twice
-_BLOCK = 16_384  # positions computed at once: spreads NumPy's cost per call over many batches
+# Positions computed at once: spreads NumPy's cost per call over many batches, in arrays of 64 KiB. From 128 KiB on malloc maps
+# them anew each time (once TensorFlow has set it so, always), which cost as much as computing them.
+_BLOCK = 8_192
 
 
 @dataclass(frozen=True, eq=False)  # compared by identity, as `bounds` is an array

@@ -41,7 +41,7 @@ opened = time.perf_counter()
 batches = itertools.chain.from_iterable(itertools.repeat(loader))
 next(batches)
 first = time.perf_counter()
-for _ in itertools.islice(batches, 2_000):
+for _ in itertools.islice(batches, max(2_000, len(loader))):
     pass
 spent, n = time.process_time(), 0
 for x, _ in itertools.islice(batches, 500):
