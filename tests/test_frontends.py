@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
+import copy
 import gc
 import itertools
 import json
 import os
 import shutil
+import time
 import warnings
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -96,16 +100,16 @@ def epochs_of(path: Path, n_epochs: int, **options: Any) -> list[list[list[int]]
     return [[numbers(batch) for batch in loader] for _ in range(n_epochs)]
 
 
-def in_a_graph(dataset: Any) -> list[Any]:
-    """Batches as a compiled step gets them, which is handed the iterator."""
+def stepping(dataset: Any) -> Iterator[Any]:
+    """Batches of a dataset, or the rest of an iterator, as a compiled step gets them, which is handed the iterator."""
     tf = pytest.importorskip("tensorflow")
     step = tf.function(lambda iterator: next(iterator), autograph=False)
-    iterator, batches = iter(dataset), []
-    while True:
-        try:
-            batches.append(tf.nest.map_structure(lambda part: part.numpy(), step(iterator)))
-        except tf.errors.OutOfRangeError:
-            return batches
+    iterator = iter(dataset)
+    try:
+        while True:
+            yield step(iterator)
+    except tf.errors.OutOfRangeError:
+        return
 
 
 # The same batches everywhere
@@ -120,7 +124,7 @@ def test_tf_data_is_the_loader_to_the_bit(made: Path, kind: str) -> None:
         found = [batch for _ in range(2) for batch in dataset]  # all kept, so that none may be overwritten
         assert all_same([as_numpy(batch) for batch in found], truth)
     dataset = streamkit.dataset(path, **options)
-    assert all_same([as_numpy(batch) for _ in range(2) for batch in in_a_graph(dataset)], truth)
+    assert all_same([as_numpy(batch) for _ in range(2) for batch in stepping(dataset)], truth)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if not kind.startswith("single")])
@@ -237,10 +241,10 @@ def test_tf_refuses_a_rest_of_an_epoch_where_whole_ones_were_promised(made: Path
     tf = pytest.importorskip("tensorflow")
     dataset = streamkit.dataset(made / "table", batch_size=4)
     dataset.loader.resume(dataset.loader.cursor_at(2))
-    with pytest.raises(streamkit.errors.UsageError, match="before as_tf"):
+    with pytest.raises(UsageError, match="before as_tf"):
         next(iter(dataset))
     with pytest.raises(tf.errors.OpError, match="before as_tf"):
-        in_a_graph(dataset)
+        list(stepping(dataset))
 
 
 def test_tf_iterators_go_on_in_a_graph_where_a_loop_left_them(made: Path) -> None:
@@ -286,7 +290,20 @@ def test_tf_tensors_are_arrays_where_those_are_aligned(dtype: str, shift: int) -
     assert tensor(array[:0]).shape == (0, 5) and tensor(array[0, 0]).shape == ()
 
 
-def test_tf_datasets_that_are_gone_hold_nothing_open(made: Path) -> None:
+WAYS: dict[str, Callable[[Any], Iterator[Any]]] = {
+    "loop": iter,
+    "graph": stepping,
+    "loop, then graph": lambda dataset: going_over(iter(dataset)),
+}
+
+
+def going_over(iterator: Any) -> Iterator[Any]:
+    yield next(iterator)
+    yield from stepping(iterator)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_tf_datasets_that_are_gone_hold_nothing_open(made: Path, way: str) -> None:
     """A search over many runs opens many; and what was built out of one goes on when its name is gone."""
     tf = pytest.importorskip("tensorflow")
 
@@ -297,13 +314,13 @@ def test_tf_datasets_that_are_gone_hold_nothing_open(made: Path) -> None:
     before = descriptors()
     for _ in range(5):
         dataset = streamkit.dataset(made / "table", batch_size=4)
-        n = sum(1 for _ in dataset)
+        n = sum(1 for _ in WAYS[way](dataset))
         del dataset
-    assert descriptors() <= before
+    assert reading.settles(lambda: descriptors() <= before)
     of_two = tf.data.Dataset.range(2).interleave(lambda i: streamkit.dataset(made / "table", batch_size=4))
     gc.collect()
     assert sum(1 for _ in of_two) == 2 * n
-    iterator = iter(streamkit.dataset(made / "table", batch_size=4))
+    iterator = WAYS[way](streamkit.dataset(made / "table", batch_size=4))
     gc.collect()
     assert sum(1 for _ in iterator) == n
 
@@ -313,23 +330,107 @@ def test_tf_names_the_damaged_sample(made: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(made / "photos", tmp_path / "out"))
     index = streamkit.open(path).index("train").to_pydict()
     reading.flip(path / index["shard"][5], index["image.offset"][5] + 99)
-    ways: dict[Any, type[Exception]] = {list: streamkit.errors.DamagedError, in_a_graph: tf.errors.OpError}
+    ways: dict[Any, type[Exception]] = {iter: DamagedError, stepping: tf.errors.OpError}
     for way, kind in ways.items():
         with pytest.raises(kind) as caught:
-            way(streamkit.dataset(path, batch_size=4, image_size=(8, 8)))
+            list(way(streamkit.dataset(path, batch_size=4, image_size=(8, 8))))
         assert index["key"][5] in str(caught.value) and "crc32c" in str(caught.value)
 
 
-def test_tf_leaves_no_thread_behind(made: Path) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_tf_leaves_no_thread_behind(made: Path, way: str) -> None:
     pytest.importorskip("tensorflow")
-    for n_taken in (1, None):
+    for n_taken in (0, 1, 2, None):
         dataset = streamkit.dataset(made / "photos", batch_size=2, image_size=(8, 8), num_workers=2)
-        for i, _ in enumerate(dataset):
+        batches = WAYS[way](dataset)
+        for i, _ in enumerate(batches):
             if i == n_taken:
                 break
-        del dataset, _
+        del dataset, batches, _
         gc.collect()
         assert reading.settles(lambda: not reading.our_threads())
+
+
+def test_tf_loops_keep_what_they_are_given_and_ask_nothing_of_tf_data(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorflow")
+    from streamkit.frontends import tensorflow
+
+    monkeypatch.setattr(tensorflow._Iterations, "begin", lambda self: 1 / 0)
+    dataset = streamkit.dataset(made / "photos", batch_size=2, image_size=(32, 32))
+    kept = [(image, image.numpy().copy()) for _ in range(2) for image, _ in dataset]
+    del dataset
+    gc.collect()
+    for _ in streamkit.dataset(made / "photos", batch_size=2, image_size=(32, 32), seed=9):
+        pass
+    assert len(kept) == N and all(np.array_equal(image, copy) for image, copy in kept)
+
+
+def test_tf_iterations_that_failed_are_not_taken_for_whole_ones(made: Path, tmp_path: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    path = Path(shutil.copytree(made / "photos", tmp_path / "out"))
+    index = streamkit.open(path).index("train").to_pydict()
+    reading.flip(path / index["shard"][9], index["image.offset"][9] + 99)
+    dataset = streamkit.dataset(path, batch_size=2, image_size=(8, 8), shuffle=False)
+    iterator = iter(dataset)
+    with pytest.raises(DamagedError):
+        list(iterator)
+    for again in (lambda: next(iterator), iterator.get_next, lambda: list(stepping(iterator)), lambda: list(iterator)):
+        with pytest.raises(UsageError, match="ended at batch 4, by DamagedError"):
+            again()
+    for begun in (iter(dataset), going_over(iter(dataset))):
+        with pytest.raises((tf.errors.OpError, DamagedError), match="crc32c"):
+            list(begun)
+    handed = iter(dataset)
+    next(handed)
+    with pytest.raises(tf.errors.OpError, match="crc32c"):
+        list(stepping(handed))
+    with pytest.raises(tf.errors.FailedPreconditionError, match="contained only"):
+        next(handed)
+
+
+def test_tf_iterations_that_were_interrupted_are_not_taken_for_whole_ones(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorflow")
+    from streamkit.frontends import eager
+
+    iterator = iter(streamkit.dataset(made / "table", batch_size=4))
+    next(iterator)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(eager, "tensor", lambda value: _thread.interrupt_main() or value)
+        for _ in iterator:
+            time.sleep(0.01)
+    with pytest.raises(UsageError, match="ended at batch"):
+        list(iterator)
+
+
+def test_tf_iterators_stay_where_they_are_when_looked_at(made: Path) -> None:
+    tf = pytest.importorskip("tensorflow")
+    truth = epochs_of(made / "table", 1, batch_size=4)[0]
+    iterator = iter(streamkit.dataset(made / "table", batch_size=4))
+    seen = [numbers(next(iterator))]
+    with tf.Graph().as_default(), pytest.raises(UsageError, match=r"tf\.Graph"):
+        next(iterator)
+    seen += [numbers(next(copy.copy(iterator)))]
+    assert hasattr(iterator, "element_spec") and not hasattr(iterator, "nothing") and repr(iterator)
+    assert seen + [numbers(batch) for batch in iterator] == truth
+
+
+def test_tf_keeps_the_nuls_of_text(tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"h\u00e9llo{i}\0"}) + "\n" for i in range(4)))
+    convert(tmp_path / "rows.jsonl", tmp_path / "out")
+    for way in WAYS.values():
+        found = [part for one in way(streamkit.dataset(tmp_path / "out", batch_size=None)) for part in texts(one)]
+        assert sorted(found) == [f"h\u00e9llo{i}\0".encode() for i in range(4)]
+
+
+def texts(sample: Any) -> list[bytes]:
+    import tensorflow as tf
+
+    return [part.numpy() for part in tf.nest.flatten(sample) if part.dtype == tf.string]
 
 
 # Keras

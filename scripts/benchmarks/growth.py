@@ -30,8 +30,8 @@ N_REAL = 10_000  # rows of the shard that is repeated
 N_FIXED = 30_000  # rows where shards and classes vary; one shard holds 32,768 at most
 OPEN_LIMIT_S = 2.0  # at 10 million rows
 
-# Prints seconds to open and to the first batch, and CPU-seconds a sample of batches in shuffled order. The batches before map
-# pages of many rows for the first time, which takes about as long again.
+# Prints seconds to open and to the first batch, and CPU-seconds a sample of batches in shuffled order. The epoch before maps
+# every page for the first time, which takes about as long again.
 _CHILD = """
 import itertools, json, sys, time
 import streamkit.frontends

@@ -12,35 +12,36 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
 
 from streamkit.buffers import ALIGNMENT, Buffers
+from streamkit.errors import UsageError
 
 _SHARED = "biuf"  # kinds of NumPy dtypes that DLPack and TensorFlow know alike
-# What an iterator of tf.data has of its own, and Batches only when a graph asks for it.
-_OF_TF_DATA = ("_iterator_resource", "_flat_output_types", "_flat_output_shapes", "_components")
 _ROOM = Buffers(keep=0)
 _OwnedIterator: Any = tf.data.IteratorSpec(tf.TensorSpec(())).value_type
-Begun = Generator[Any, None, None]
+Iteration = Generator[Any, None, None]
 
 
-def iterated(dataset: tf.data.Dataset, begin: Callable[[], Begun], rest: Callable[[Begun], tf.data.Dataset]) -> None:
-    """Make iterating `dataset` outside of graphs give the loader's batches.
+def iterate_past(
+    dataset: tf.data.Dataset, new: Callable[[], Iteration], rest: Callable[[Iteration, int], tf.data.Dataset]
+) -> None:
+    """Make loops over `dataset` outside of graphs take the loader's batches.
 
     Args:
         dataset: the same batches through tf.data.
-        begin: begins an iteration of the loader.
-        rest: what is left of one as a dataset.
+        new: begins an iteration of the loader.
+        rest: what is left of one as a dataset, after so many batches.
     """
 
     def __iter__(self: Any) -> Any:
-        return Batches(self, begin, rest) if tf.executing_eagerly() else inside(self)
+        return Batches(self, new, rest) if tf.executing_eagerly() else in_graphs(self)
 
-    inside = type(dataset).__iter__
-    dataset.__class__ = type("Dataset", (type(dataset),), {"__iter__": __iter__})
+    in_graphs = type(dataset).__iter__
+    dataset.__class__ = type("Dataset", (type(dataset),), {"__iter__": __iter__, "__module__": __name__})
 
 
 def tensor(value: Any) -> tf.Tensor:
@@ -56,24 +57,48 @@ def tensor(value: Any) -> tf.Tensor:
 
 
 class Batches(_OwnedIterator):
-    """One iteration. It begins when the first batch is asked for. Arguments as `iterated`."""
+    """One iteration; it begins when the first batch is asked for. Once something of tf.data is asked of it (its resource,
+    `get_next`), all that is left comes through tf.data. Arguments as `iterate_past`.
+    """
 
-    def __init__(self, dataset: tf.data.Dataset, begin: Callable[[], Begun], rest: Callable[[Begun], Any]) -> None:
+    def __init__(
+        self, dataset: tf.data.Dataset, new: Callable[[], Iteration], rest: Callable[[Iteration, int], tf.data.Dataset]
+    ) -> None:
         self._dataset, self._element_spec = dataset, dataset.element_spec
-        self._begin, self._rest = begin, rest
-        self._begun: Begun | None = None
+        self._new, self._rest = new, rest
+        self._begun: Iteration | None = None
+        self._n_given = 0
+        self._error: BaseException | None = None
         self._real: Any = None
-        self._get_next_call_count = 0
         self._turn = threading.Lock()  # any thread may ask for the next batch
 
     def __next__(self) -> Any:
         if self._real is None and tf.executing_eagerly():
             with self._turn:
                 if self._real is None:
-                    if self._begun is None:
-                        self._begun = self._begin()
-                    return tf.nest.map_structure(tensor, next(self._begun))
+                    return self._next()
         return next(self._in_graphs())
+
+    def _next(self) -> Any:
+        self._check()
+        try:
+            if self._begun is None:
+                self._begun = self._new()
+            made = tf.nest.map_structure(tensor, next(self._begun))
+        except StopIteration:
+            raise
+        except BaseException as error:  # Ctrl-C, too, ends the loader's iteration
+            self._error = error
+            raise
+        self._n_given += 1
+        return made
+
+    def _check(self) -> None:
+        """Half an epoch must not pass for a whole one."""
+        if self._error is not None:
+            raise UsageError(
+                f"this iteration ended at batch {self._n_given}, by {self._error!r}", hint="Begin another."
+            ) from self._error
 
     def get_next(self) -> Any:
         return self._in_graphs().get_next()
@@ -81,16 +106,21 @@ class Batches(_OwnedIterator):
     def get_next_as_optional(self) -> Any:
         return self._in_graphs().get_next_as_optional()
 
-    def __getattr__(self, name: str) -> Any:
-        if name in _OF_TF_DATA:
-            return getattr(self._in_graphs(), name)
-        raise AttributeError(name)
+    @property
+    def _iterator_resource(self) -> Any:
+        """What a graph is given of an iterator."""
+        return self._in_graphs()._iterator_resource
+
+    def __copy__(self) -> Self:
+        return self  # as those of tf.data, which share their place
 
     def _in_graphs(self) -> Any:
         """The iterator of tf.data that goes on with this one."""
-        with self._turn:
+        with self._turn, tf.init_scope(), tf.device("CPU:0"):
             if self._real is None:
-                with tf.init_scope():
-                    dataset = self._dataset if self._begun is None else self._rest(self._begun)
-                    self._real = _OwnedIterator(dataset)
+                self._check()
+                if not tf.executing_eagerly():  # what is made in a graph of TensorFlow 1 is lost with it
+                    raise UsageError("this iterator is of no use in a tf.Graph", hint="Make one there.")
+                dataset = self._dataset if self._begun is None else self._rest(self._begun, self._n_given)
+                self._real = _OwnedIterator(dataset)
             return self._real

@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import pickle
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -19,7 +20,7 @@ import tensorflow as tf
 
 from streamkit.errors import UsageError
 from streamkit.frontends.devices import mover
-from streamkit.frontends.eager import Begun, iterated
+from streamkit.frontends.eager import Iteration, iterate_past
 from streamkit.view import Spec
 
 if TYPE_CHECKING:
@@ -39,35 +40,24 @@ def as_tf(loader: Stream) -> tf.data.Dataset:
     signatures = loader.structure({name: signature(spec, batch) for name, spec in loader.specs.items()})
     known = not (loader.skips_bad and loader.batch_size is None)  # single samples that are bad are left out
     known &= loader.is_held or not loader.resumed  # a resumed first iteration is shorter than the others
-    iterations = _Iterations(loader, known and not loader.is_held)
-    dataset = _dataset(iterations, signatures)
-    if known:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(loader.n_next))
-    dataset = _ahead(dataset)
+    n_batches = loader.n_next if known else None
+    epochs = _Epochs(loader, known and not loader.is_held)
+    dataset = _dataset(epochs, signatures, n_batches)
     if loader.device is not None:
         mover("tensorflow", loader.device)  # says what is wrong with it
         dataset = dataset.apply(tf.data.experimental.prefetch_to_device(loader.device))
     else:
-        iterated(dataset, iterations.begun, lambda begun: _ahead(_dataset(_Rest(begun), signatures)))
+
+        def rest(begun: Iteration, n_given: int) -> tf.data.Dataset:
+            return _dataset(_Rest(begun), signatures, None if n_batches is None else n_batches - n_given)
+
+        iterate_past(dataset, epochs.new, rest)
     dataset.class_names, dataset.loader = loader.class_names, loader
     return dataset
 
 
-def _ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """The dataset with the next batches handed over before they are asked for."""
-    options = tf.data.Options()
-    # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    # TensorFlow rewrites only graphs that it can serialise, which Python cannot be, and would warn of that.
-    options.experimental_optimization.apply_default_optimizations = False
-    # There is nothing to tune here, and TensorFlow ends an iteration only when its tuner wakes up: 10, 30, 70 ms and so on
-    # after the beginning, always as long again as it has slept, so that an epoch of 2.7 s took 5.1.
-    options.autotune.enabled = False
-    return dataset.prefetch(2).with_options(options)
-
-
-class _Iterations:
-    """The iterations of one dataset, by number.
+class _Epochs:
+    """The epochs of a loader.
 
     TensorFlow keeps what a graph may call for as long as the process lives, and this with it. So once the dataset is gone
     the loader is packed, with all that it had open; what still iterates, or a graph that was built with the dataset in
@@ -77,10 +67,8 @@ class _Iterations:
     def __init__(self, loader: Stream, whole: bool) -> None:
         self._loader: Stream | bytes = loader
         self._whole = whole
-        self._numbers = itertools.count()
-        self._begun: dict[int, Begun] = {}
 
-    def begun(self) -> Begun:
+    def new(self) -> Iteration:
         """Begin one. Raises UsageError for a rest of an epoch where whole ones were promised."""
         loader = self._loader
         if isinstance(loader, bytes):
@@ -89,48 +77,59 @@ class _Iterations:
             raise UsageError("resume the loader before as_tf(): this dataset has promised whole epochs")
         return loader.__iter__()
 
-    def begin(self) -> np.int64:
-        """Begin one for TensorFlow; its number."""
-        number = next(self._numbers)
-        self._begun[number] = self.begun()
-        return np.int64(number)
-
-    def proceed(self, number: np.int64) -> list[Any]:
-        """The next batch, its parts in TensorFlow's order. Its StopIteration ends TensorFlow's iteration, too."""
-        return tf.nest.flatten(next(self._begun[int(number)]))
-
-    def end(self, number: np.int64) -> np.int64:
-        """Close one."""
-        self._begun.pop(int(number)).close()
-        return number
-
     def pack(self) -> None:
         """Let go of what the loader holds."""
         if not isinstance(self._loader, bytes):
             self._loader = pickle.dumps(self._loader)
 
 
-class _Rest(_Iterations):
-    """The rest of one iteration that was begun outside of TensorFlow."""
+class _Rest:
+    """The rest of an epoch that a loop has begun; the one iterator over it is made with the dataset."""
 
-    def __init__(self, rest: Begun) -> None:
-        self._numbers, self._begun = itertools.count(), {}
-        self._rest: Begun | None = rest
+    def __init__(self, begun: Iteration) -> None:
+        self._begun = [begun]
 
-    def begun(self) -> Begun:
-        assert self._rest is not None  # the one iterator that is made of it holds the dataset
-        return self._rest
+    def new(self) -> Iteration:
+        return self._begun.pop()
 
     def pack(self) -> None:
-        self._rest = None
+        self._begun.clear()
 
 
-def _dataset(iterations: _Iterations, signatures: Any) -> tf.data.Dataset:
-    """A dataset whose every iteration is one of these, ended when TensorFlow drops its own.
+class _Iterations:
+    """The iterations of one dataset, by number."""
+
+    def __init__(self, new: Callable[[], Iteration]) -> None:
+        self._new = new
+        self._numbers = itertools.count()
+        self._begun: dict[int, Iteration] = {}
+
+    def begin(self) -> np.int64:
+        """Begin one; its number."""
+        number = next(self._numbers)
+        self._begun[number] = self._new()
+        return np.int64(number)
+
+    def proceed(self, number: np.int64) -> list[Any]:
+        """The next batch, its parts in TensorFlow's order. Its StopIteration ends TensorFlow's iteration, too."""
+        parts = tf.nest.flatten(next(self._begun[int(number)]))
+        # NumPy's own text ends before its last NULs
+        return [np.array(part.encode(), object) if isinstance(part, str) else part for part in parts]
+
+    def end(self, number: np.int64) -> np.int64:
+        """Close one."""
+        self._begun.pop(int(number)).close()
+        return number
+
+
+def _dataset(of: _Epochs | _Rest, signatures: Any, n_batches: int | None) -> tf.data.Dataset:
+    """A dataset whose every iteration is one of these, ended when TensorFlow drops its own; the next batches are handed over
+    before they are asked for.
 
     `Dataset.from_generator` puts the same operation inside a flat_map, and TensorFlow instantiates all of that anew in
     every epoch: 30 ms of CPU time, which short epochs feel.
     """
+    iterations = _Iterations(of.new)
     flat, state = tf.nest.flatten(signatures), tf.TensorSpec((), tf.int64)
     functions = {
         "init_func": _calling(iterations.begin, [], [state]),
@@ -148,8 +147,18 @@ def _dataset(iterations: _Iterations, signatures: Any) -> tf.data.Dataset:
     )
     dataset = tf.data.experimental.from_variant(made, signatures)
     dataset.functions = functions  # TensorFlow forgets a function whose last reference is gone
-    weakref.finalize(dataset, iterations.pack).atexit = False
-    return dataset
+    weakref.finalize(dataset, of.pack).atexit = False
+    if n_batches is not None:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(n_batches))
+    options = tf.data.Options()
+    # Shards are chosen by the loader's own arithmetic; tf.distribute must not cut batches up again.
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
+    # TensorFlow rewrites only graphs that it can serialise, which Python cannot be, and would warn of that.
+    options.experimental_optimization.apply_default_optimizations = False
+    # There is nothing to tune here, and TensorFlow ends an iteration only when its tuner wakes up: 10, 30, 70 ms and so on
+    # after the beginning, always as long again as it has slept, so that an epoch of 2.7 s took 5.1.
+    options.autotune.enabled = False
+    return dataset.prefetch(2).with_options(options)
 
 
 def _calling(function: Any, arguments: list[tf.TensorSpec], results: list[tf.TensorSpec]) -> Any:

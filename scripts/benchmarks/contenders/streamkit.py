@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.tasks import Task, Way
 
 REQUIREMENTS: tuple[str, ...] = ("streamkit", "numpy")
-GRAPH = "tf.data in a graph"  # a compiled step that is handed the iterator, as Model.fit does; "tf.data" is a loop
+GRAPH = "tf.data in a graph"
+HOW = {"tf.data": "a loop over the dataset", GRAPH: "a compiled step takes each batch, as in Model.fit"}
 LITTLE = "64MiB"  # less than what the adopted files inflate to: chunks cannot all be kept
 
 
@@ -50,7 +51,7 @@ def ways(task: Task) -> list[Way]:
 
 
 def _ways(engines: Iterable[str], formats: Iterable[str]) -> list[Way]:
-    return [Way(f"{engine}, {format}", "", format) for engine in engines for format in formats]
+    return [Way(f"{engine}, {format}", HOW.get(engine, ""), format) for engine in engines for format in formats]
 
 
 def _write_ways(task: Task) -> list[Way]:
