@@ -72,16 +72,18 @@ class Encoder:
         self.schema, self.options, self.n_whole = schema, options, n_whole
         _, _, level = options.compression.partition(":")
         self.level = int(level or 6)
-        self._ways: dict[str, Callable[..., Any]] = {"image": self._image, "mask": self._mask, "text": self._text}
+        ways: dict[str, Callable[..., Any]] = {"image": self._image, "mask": self._mask, "text": self._text}
+        self._ways: dict[str, tuple[Field, Callable[..., Any]]]
+        self._ways = {field.name: (field, ways.get(field.kind, self._array)) for field in schema.payloads}
+        self._kept = not options.reencodes
 
-    def record(self, key: str, payloads: Mapping[str, Any], columns: Mapping[str, Any]) -> Record | BadItem:
-        """Encode one sample; a BadItem when it cannot become one."""
+    def record(self, key: str, payloads: Mapping[str, Any], columns: dict[str, Any]) -> Record | BadItem:
+        """Encode one sample, which takes over `columns`; a BadItem when it cannot become one."""
         stored: dict[str, Any] = {}
         facts: dict[str, Any] = {}
         try:
             for name, value in payloads.items():
-                field = self.schema[name]
-                encode: Callable[..., Any] = self._ways.get(field.kind, self._array)
+                field, encode = self._ways[name]
                 stored[name] = encode(field, value, facts)
         except image.BadImage as error:
             return BadItem(key, str(error), error.refused)
@@ -89,14 +91,14 @@ class Encoder:
             return BadItem(key, str(error))
         facts.pop(_SIZE, None)
         self.n_whole -= 1
-        return Record(key, stored, dict(columns), facts)
+        return Record(key, stored, columns, facts)
 
     def _image(self, field: Field, data: Any, facts: dict[str, Any]) -> Any:
         options = self.options
-        if not options.reencodes and not isinstance(data, Picture):
+        if self._kept and not isinstance(data, Picture):
             info = self._checked(data, facts) if options.check == "decode" else image.probe(data, options.max_pixels)
-            facts.update(zip(IMAGE_FACTS, info[1:], strict=True))
-            facts |= {"format": info.format, _SIZE: (info.height, info.width)}
+            _, facts["width"], facts["height"], facts["channels"], facts["orientation"] = info
+            facts["format"], facts[_SIZE] = info.format, (info.height, info.width)
             return data
         pixels, format = self._pixels(field, data, facts)
         height, width = facts[_SIZE]

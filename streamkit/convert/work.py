@@ -9,6 +9,7 @@ alike; which of them, never shows in the bytes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ class Job:
         encoder = Encoder(self.schema, self.options, self.n_whole)
         bad: list[BadItem] = []
         keys: list[str] = []
-        facts: dict[str, list[Any]] = {}
+        facts: dict[str, list[Any]] = defaultdict(list)
         rows: list[int] = []
         contents: list[bytes] = []
 
@@ -94,7 +95,7 @@ class Job:
                 if self.compare and isinstance(sample, Sample):
                     contents.append(content_digest(sample))
                 for name, value in made.facts.items():
-                    facts.setdefault(name, []).append(value)
+                    facts[name].append(value)
                 yield made
 
         with replacing(self.out / self.file) as path:
@@ -115,7 +116,9 @@ class Job:
             return sample
         if self.leave is not None and key in self.leave:
             return BadItem(key, self.leave[key])
-        payloads = {**sample.payloads, **{name: values[i] for name, values in self.arrays.items()}}
+        payloads = sample.payloads
+        if self.arrays:
+            payloads = {**payloads, **{name: values[i] for name, values in self.arrays.items()}}
         return encoder.record(key, payloads, {name: values[i] for name, values in self.columns.items()})
 
 

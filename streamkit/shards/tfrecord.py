@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ _FLUSH_NBYTES = 1 << 20
 _MAX_PARTS = 1024  # IOV_MAX
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
+# A payload's field and what stands before so many bytes of it; or None and all that a record has to say.
+_Entry = tuple[str | None, Callable[[Any], bytes]]
 
 
 def masked(crc: int) -> int:
@@ -58,7 +61,7 @@ class TFRecord:
     def write_shard(self, path: Path, schema: Schema, records: Iterable[Record]) -> Places:
         found: dict[str, tuple[list[int], list[int], list[int]]] = {f.name: ([], [], []) for f in schema.payloads}
         entries = _entries(schema)
-        order = [found[field.name] for field, _ in entries if field is not None and field.is_payload]
+        order = [found[payload] for payload, _ in entries if payload is not None]
         n = at = pending = 0
         parts: list[Any] = []
         hasher = blake3()  # of bytes that are in the core's own cache still; read again, they cost a half more
@@ -66,8 +69,7 @@ class TFRecord:
             early = Early(file.fileno())
             for record in records:
                 pieces = _pieces(entries, record)
-                head = example.frame(sum(map(len, pieces)))
-                pieces[0] = head + pieces[0]
+                pieces[0] = example.frame(sum(map(len, pieces))) + pieces[0]
                 crc = crc32c(pieces[0])
                 place = at + 12 + len(pieces[0])
                 for (offsets, lengths, crcs), payload, between in zip(order, pieces[1::2], pieces[2::2], strict=True):
@@ -76,8 +78,7 @@ class TFRecord:
                     crcs.append(crc32c(payload))
                     crc = crc32c(between, crc32c(payload, crc))
                     place += len(payload) + len(between)
-                length = _LENGTH.pack(place - at - 12)
-                pieces[0] = length + _CRC.pack(masked(crc32c(length))) + pieces[0]
+                pieces[0] = _head(place - at - 12) + pieces[0]
                 pieces[-1] += _CRC.pack(masked(crc))
                 parts += pieces
                 pending += place + 4 - at
@@ -128,20 +129,24 @@ class TFRecord:
         return Places(n, ranges)
 
 
-def _pieces(entries: Sequence[tuple[Field | None, bytes]], record: Record) -> list[Any]:
+@lru_cache(maxsize=4096)
+def _head(length: int) -> bytes:
+    """What stands before a record's Example of so many bytes."""
+    packed = _LENGTH.pack(length)
+    return packed + _CRC.pack(masked(crc32c(packed)))
+
+
+def _pieces(entries: Sequence[_Entry], record: Record) -> list[Any]:
     """The map entries of a record's Example: bytes between payloads and payloads, in turns."""
     pieces: list[Any] = []
     between = b""
-    for field, name in entries:
-        if field is None:  # TFDS's shape of a payload with several varying axes
-            base = name.removesuffix(b"/shape").decode()
-            between += example.int64_entry(name, tuple(map(int, record.facts[f"{base}.shape"])))
-        elif field.is_payload:
-            payload = record.payloads[field.name]
-            pieces += between + example.bytes_entry(name, len(payload)), payload
-            between = b""
+    for payload, entry in entries:
+        if payload is None:
+            between += entry(record)
         else:
-            between += _column_entry(field, name, record.columns[field.name])
+            data = record.payloads[payload]
+            pieces += between + entry(len(data)), data
+            between = b""
     pieces.append(between)
     return pieces
 
@@ -160,14 +165,21 @@ def _write(fd: int, parts: list[Any], hasher: blake3) -> None:
             rest = rest[os.write(fd, rest) :]
 
 
-def _entries(schema: Schema) -> list[tuple[Field | None, bytes]]:
-    """(field, feature name) pairs in the order of their names, as protobuf's deterministic maps are."""
-    pairs: list[tuple[Field | None, bytes]] = []
+def _entries(schema: Schema) -> list[_Entry]:
+    """How the map entries are made, in the order of their names, as protobuf's deterministic maps are."""
+    found: dict[bytes, _Entry] = {}
     for field in schema:
-        pairs.append((field, feature_name(field).encode()))
+        name = feature_name(field).encode()
+        found[name] = (field.name, partial(example.bytes_entry, name)) if field.is_payload else (None, _column(field))
         if _has_shape(field):
-            pairs.append((None, f"{field.name}/shape".encode()))
-    return sorted(pairs, key=lambda pair: pair[1])
+            found[f"{field.name}/shape".encode()] = (None, _shape(field))
+    return [entry for _, entry in sorted(found.items())]
+
+
+def _shape(field: Field) -> Callable[[Record], bytes]:
+    """TFDS's entry for the shape of a payload with several varying axes."""
+    name, fact = f"{field.name}/shape".encode(), f"{field.name}.shape"
+    return lambda record: example.int64_entry(name, tuple(map(int, record.facts[fact])))
 
 
 def _kind(field: Field) -> Any:
@@ -175,13 +187,19 @@ def _kind(field: Field) -> Any:
     return np.float32 if field.dtype.startswith("float") else np.int64
 
 
-def _column_entry(field: Field, name: bytes, value: Any) -> bytes:
+def _column(field: Field) -> Callable[[Record], bytes]:
+    """The entry of a column's value."""
+    column, name = field.name, field.name.encode()
     if field.kind == "string":
-        data = str(value).encode()
-        return example.bytes_entry(name, len(data)) + data
+
+        def text(record: Record) -> bytes:
+            data = str(record.columns[column]).encode()
+            return example.bytes_entry(name, len(data)) + data
+
+        return text
     if _kind(field) == np.float32:
-        return example.float_entry(name, (float(value),))
-    return example.int64_entry(name, (int(value),))
+        return lambda record: example.float_entry(name, (float(record.columns[column]),))
+    return lambda record: example.int64_entry(name, (int(record.columns[column]),))
 
 
 def begins_a_record(head: bytes) -> bool:
