@@ -167,13 +167,14 @@ def _write(fd: int, parts: list[Any], hasher: blake3) -> None:
 
 def _entries(schema: Schema) -> list[_Entry]:
     """How the map entries are made, in the order of their names, as protobuf's deterministic maps are."""
-    found: dict[bytes, _Entry] = {}
+    named: list[tuple[bytes, _Entry]] = []
     for field in schema:
         name = feature_name(field).encode()
-        found[name] = (field.name, partial(example.bytes_entry, name)) if field.is_payload else (None, _column(field))
+        payload = (field.name, partial(example.bytes_entry, name))
+        named.append((name, payload if field.is_payload else (None, _column(field))))
         if _has_shape(field):
-            found[f"{field.name}/shape".encode()] = (None, _shape(field))
-    return [entry for _, entry in sorted(found.items())]
+            named.append((f"{field.name}/shape".encode(), (None, _shape(field))))
+    return [entry for _, entry in sorted(named, key=lambda pair: pair[0])]
 
 
 def _shape(field: Field) -> Callable[[Record], bytes]:
