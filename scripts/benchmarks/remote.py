@@ -62,9 +62,8 @@ def run(work: Path, rounds: int, scale: float) -> dict[str, Any]:
                     point = {"samples": name, "order": order, "gives": gives, "loader": loader}
                     if order == "shuffled":
                         node = Cluster(nodes=1, bandwidth=gives * 1e6, latency=LATENCY_S, batch=64)
-                        point["model"] = (
-                            simulate(node, n_scaled, nbytes, 0, here, 1 / together)["samples_per_s"] * nbytes / 1e6
-                        )
+                        found = simulate(node, n_scaled, nbytes, 0, here, 1 / together)
+                        point["model"] = found["samples_per_s"] * nbytes / 1e6
                     points.append(point)
     facts = measure.facts() | {"load": [begun, os.getloadavg()[0]], "rounds": rounds}
     return {"task": "remote", "facts": facts, "latency_s": LATENCY_S, "points": points}

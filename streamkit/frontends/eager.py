@@ -97,7 +97,8 @@ class Batches(_OwnedIterator):
         """Half an epoch must not pass for a whole one."""
         if self._error is not None:
             raise UsageError(
-                f"this iteration ended at batch {self._n_given}, by {self._error!r}", hint="Begin another."
+                f"this iteration ended at batch {self._n_given}, by {self._error!r}",
+                hint="Begin another: iter(dataset).",
             ) from self._error
 
     def get_next(self) -> Any:
