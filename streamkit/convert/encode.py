@@ -203,11 +203,11 @@ class Encoder:
         facts[f"{field.name}.not_finite"] = moments.not_finite(value)
         return self._stored(field, arrays.to_bytes(value))
 
-    def _text(self, field: Field, value: bytes, facts: dict[str, Any]) -> bytes:
+    def _text(self, field: Field, value: Any, facts: dict[str, Any]) -> Any:
         if len(value) > MAX_RECORD_NBYTES:
             raise arrays.BadArray(f"{len(value)} bytes are more than a record's {MAX_RECORD_NBYTES}")
         try:
-            value.decode()
+            str(value, "utf-8")
         except UnicodeDecodeError as error:
             raise arrays.BadArray(f"{field.name} is no UTF-8 ({error.reason} at byte {error.start})") from None
         return value

@@ -10,7 +10,6 @@ passed over; links that leave the folder are bad items; anything that is no regu
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections import Counter
@@ -24,6 +23,7 @@ import numpy as np
 from streamkit.codecs.image import EXTENSIONS
 from streamkit.schema import Field, Schema
 from streamkit.sources import npy
+from streamkit.sources.files import Entries, read_files, walk
 from streamkit.sources.listing import BadItem, Ints, Listing, Sample, key_of, path_of
 from streamkit.sources.rowfiles import EXTENSIONS as ROW_EXTENSIONS
 
@@ -60,22 +60,14 @@ def scan(root: str | os.PathLike[str]) -> Found:
     """Walk a folder. Folders behind links are not followed."""
     found = Found()
     top = os.path.realpath(root)
-    folders, empty = [""], []
-    while folders:
-        folder = folders.pop()
-        try:
-            with os.scandir(os.path.join(root, folder)) as entries:
-                seen = [entry for entry in entries if not entry.name.startswith(".")]
-                if not seen and folder:
-                    empty.append(key_of(folder))
-                for entry in seen:
-                    path = f"{folder}{os.sep}{entry.name}" if folder else entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(path)
-                    else:
-                        _sort_in(found, entry, path, top)
-        except OSError as error:
-            found.bad.append(BadItem(key_of(folder) or ".", f"this folder cannot be read: {unreadable(error)}"))
+    empty = []
+    for folder, listed in walk(os.fspath(root)):
+        if isinstance(listed, OSError):
+            found.bad.append(BadItem(key_of(folder) or ".", f"this folder cannot be read: {unreadable(listed)}"))
+        elif listed.names:
+            _sort_in(found, listed, folder, top)
+        elif folder:
+            empty.append(key_of(folder))
     for kind in (found.images, found.arrays, found.texts, found.records):
         kind.sort()
     if empty:
@@ -97,33 +89,54 @@ _KINDS = dict.fromkeys(EXTENSIONS, "images") | {".npy": "arrays", ".txt": "texts
 _KINDS |= dict.fromkeys(RECORD_EXTENSIONS, "records")
 
 
-def _sort_in(found: Found, entry: os.DirEntry[str], path: str, top: str) -> None:
-    is_link = entry.is_symlink()
-    if is_link and os.path.isdir(entry.path):
-        leaves = not os.path.realpath(entry.path).startswith(top + os.sep)
-        found.bad.append(BadItem(key_of(path), "a link to a folder, which is not followed", refused=leaves))
+def _sort_in(found: Found, listed: Entries, folder: str, top: str) -> None:
+    """Every entry of a folder but the folders in it."""
+    before = os.path.join(folder, "")
+    every = before + "/".join(listed.names)
+    alike = key_of(every) == every  # then each key is its path
+    for name, mode, size in zip(listed.names, listed.modes.tolist(), listed.sizes.tolist(), strict=True):
+        path = before + name
+        if stat.S_ISREG(mode):
+            kind = _kind(found, path)
+            if kind is not None:
+                getattr(found, kind).append((path if alike else key_of(path), size))
+        elif stat.S_ISLNK(mode):
+            _sort_in_link(found, path, top)
+        elif not stat.S_ISDIR(mode) and _kind(found, path) is not None:
+            found.notices.append(f"{key_of(path)} is no regular file and was left")
+
+
+def _sort_in_link(found: Found, path: str, top: str) -> None:
+    place, key = os.path.join(top, path), key_of(path)
+    target = os.path.realpath(place)
+    inside = target.startswith(top + os.sep)
+    if os.path.isdir(place):
+        found.bad.append(BadItem(key, "a link to a folder, which is not followed", refused=not inside))
         return
-    dot = entry.name.rfind(".")
-    extension = entry.name[dot:].lower() if dot > 0 else ""
+    kind = _kind(found, path)
+    if kind is None:
+        return
+    bad = found.bad if kind in ("images", "arrays") else found.beside
+    if not os.path.exists(target):
+        bad.append(BadItem(key, "a link to nothing"))
+    elif not inside:
+        bad.append(BadItem(key, "a link that leaves the source folder", refused=True))
+    elif not os.path.isfile(target):
+        found.notices.append(f"{key} is no regular file and was left")
+    else:
+        getattr(found, kind).append((key, os.path.getsize(target)))
+
+
+def _kind(found: Found, path: str) -> str | None:
+    """Which list of `found` takes a file, by its name; None where none does, and it is counted."""
+    name = path[path.rfind(os.sep) + 1 :]
+    dot = name.rfind(".")
+    extension = name[dot:].lower() if dot > 0 else ""
     kind = _KINDS.get(extension)
     if kind is None or (kind == "texts" and _is_note(path)):
         found.others[extension] += 1
-        return
-    bad = found.bad if kind in ("images", "arrays") else found.beside
-    key = key_of(path)
-    if is_link:
-        target = os.path.realpath(entry.path)
-        if not os.path.exists(target):
-            bad.append(BadItem(key, "a link to nothing"))
-            return
-        if not target.startswith(top + os.sep):
-            bad.append(BadItem(key, "a link that leaves the source folder", refused=True))
-            return
-    facts = entry.stat()
-    if not stat.S_ISREG(facts.st_mode):
-        found.notices.append(f"{key} is no regular file and was left")
-        return
-    getattr(found, kind).append((key, facts.st_size))
+        return None
+    return kind
 
 
 def _is_note(path: str) -> bool:
@@ -186,16 +199,18 @@ class _Folder:
         return Path(self.root, path_of(key))
 
     def samples(self, keys: Sequence[str]) -> Iterator[Sample | BadItem]:
-        for key in keys:
-            try:
-                yield Sample({self.PAYLOAD: self._load(f"{self.root}{os.sep}{path_of(key)}")})
-            except npy.BadNpy as error:
-                yield BadItem(key, str(error), error.refused)
-            except OSError as error:
-                yield BadItem(key, unreadable(error))
+        payloads = self._payloads([f"{self.root}{os.sep}{path_of(key)}" for key in keys])
+        for key, data in zip(keys, payloads, strict=True):
+            if isinstance(data, npy.BadNpy):
+                yield BadItem(key, str(data), data.refused)
+            elif isinstance(data, OSError):
+                yield BadItem(key, unreadable(data))
+            else:
+                yield Sample({self.PAYLOAD: data})
 
-    def _load(self, path: str) -> Any:
-        return read_file(path)
+    def _payloads(self, paths: Sequence[str]) -> Iterator[Any]:
+        """What each file holds, or the error that is in the way."""
+        return read_files(paths)
 
 
 class ImageFolder(_Folder):
@@ -254,28 +269,12 @@ class ArrayFolder(_Folder):
         payload = Field("array", "array", headers[0].dtype.newbyteorder("=").name, shape)
         return folder_listing(found, good, payload, self.class_folders)
 
-    def _load(self, path: str) -> Any:
-        return npy.load(Path(path))
-
-
-def read_file(path: str) -> bytes:
-    """The whole file, as it was at one time. OSError: it cannot be read, or changed meanwhile."""
-    fd = os.open(path, os.O_RDONLY)  # a third of the cost of open()
-    try:
-        before = os.fstat(fd)
-        size = before.st_size
-        data = os.read(fd, size + 1)  # one byte more: a file that grew shows itself
-        while len(data) < size:
-            more = os.read(fd, size - len(data))
-            if not more:
-                break
-            data += more
-        after = os.fstat(fd)
-        if len(data) != size or after.st_size != size or after.st_mtime_ns != before.st_mtime_ns:
-            raise OSError(errno.ESTALE, "changed while it was read: run it again once nobody writes to it")
-        return data
-    finally:
-        os.close(fd)
+    def _payloads(self, paths: Sequence[str]) -> Iterator[Any]:
+        for path in paths:
+            try:
+                yield npy.load(Path(path))
+            except (npy.BadNpy, OSError) as error:
+                yield error
 
 
 def unreadable(error: OSError) -> str:

@@ -18,7 +18,8 @@ import numpy as np
 from streamkit.codecs.image import EXTENSIONS
 from streamkit.errors import UsageError
 from streamkit.schema import Field, Schema
-from streamkit.sources.folder import read_file, scan, unreadable
+from streamkit.sources.files import read_file
+from streamkit.sources.folder import scan, unreadable
 from streamkit.sources.listing import BadItem, Listing, Sample, Source, path_of
 
 FIELD = "mask"
