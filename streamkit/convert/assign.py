@@ -29,12 +29,13 @@ def item_hashes(listing: Listing, seed: int) -> Ints:
 
 def key_hashes(keys: Sequence[str], seed: int, block: int = 1) -> Ints:
     """63-bit hash of each key, salted by the seed; runs of `block` rows share the hash of their first."""
-    salt = str(seed).encode()[:64]
-    hashed = (
-        int.from_bytes(hashlib.blake2b(keys[i].encode(), digest_size=8, key=salt).digest(), "little") >> 1
-        for i in range(0, len(keys), block)
-    )
-    out = np.fromiter(hashed, np.int64, -(-len(keys) // block))
+    salted = hashlib.blake2b(digest_size=8, key=str(seed).encode()[:64])
+    digests = bytearray()
+    for i in range(0, len(keys), block):
+        one = salted.copy()  # half the cost of another one
+        one.update(keys[i].encode())
+        digests += one.digest()
+    out = (np.frombuffer(digests, "<u8") >> 1).astype(np.int64)
     return np.repeat(out, block)[: len(keys)] if block > 1 else out
 
 
