@@ -15,6 +15,7 @@ import numpy as np
 N_CLASSES = 10
 SIZES = {
     "photos": 400,
+    "more-photos": 2_000,
     "many-photos": 16_000,
     "tiny": 10_000,
     "many-tiny": 50_000,
@@ -68,8 +69,8 @@ def make(name: str, data: Path | None, work: Path, scale: float) -> Path:
             shutil.rmtree(parts / "unpacked")
         else:
             _draw(parts, n, 32, 32)
-    elif name.startswith("many-"):
-        _repeat(make(name.removeprefix("many-"), data, work, scale), parts, n)
+    elif name.startswith(("more-", "many-")):
+        _repeat(make(name.partition("-")[2], data, work, scale), parts, n)
     else:
         _arrays(name, parts, n, lambda: make("tiny", data, work, scale))
     parts.rename(target)
