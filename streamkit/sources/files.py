@@ -27,7 +27,7 @@ import numpy.typing as npt
 from streamkit import native
 from streamkit.native import address
 
-_N_ENTRIES, _NAMES_NBYTES = 8192, 1 << 18  # told at a call, at most
+_N_ENTRIES, _NAMES_NBYTES = 1024, 1 << 16  # told at a call, at most
 # Files of more bytes are read one by one. More read at a call would have left the core's own cache when they are used.
 _SMALL_NBYTES, _ROOM_NBYTES = 1 << 14, 1 << 17
 _N_FILES = 16, 1024  # read at a call, at first and at most
@@ -75,16 +75,16 @@ def entries(folder: str) -> Entries:
     if not handle:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
     try:
-        text, used = ctypes.create_string_buffer(_NAMES_NBYTES), ctypes.c_int64()
+        text, used = np.empty(_NAMES_NBYTES, np.uint8), ctypes.c_int64()
         while True:
             mode, size = np.empty(_N_ENTRIES, np.int32), np.empty(_N_ENTRIES, np.int64)
             places = (address(mode), address(size), ctypes.byref(used))
-            n = library.streamkit_list(handle, _N_ENTRIES, text, _NAMES_NBYTES, *places)
+            n = library.streamkit_list(handle, _N_ENTRIES, address(text), _NAMES_NBYTES, *places)
             if n < 0:
                 raise OSError(-n, os.strerror(-n), folder)
             if n == 0:
                 return Entries(names, np.concatenate(modes), np.concatenate(sizes))
-            names += os.fsdecode(ctypes.string_at(text, used.value - 1)).split("\0")
+            names += os.fsdecode(text[: used.value - 1].tobytes()).split("\0")
             modes.append(mode[:n])
             sizes.append(size[:n])
     finally:
