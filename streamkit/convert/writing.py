@@ -85,14 +85,20 @@ class Writing:
 
     def _finished(self, shard: ShardPlan) -> Part | None:
         part = self.journal.finished(shard.file)
-        if part is None or part.items != self._items(shard) or part.dropped or (part.bad and not self.keep_going):
+        if (
+            part is None
+            or part.items != self._items(shard, self._keys(shard))
+            or part.dropped
+            or (part.bad and not self.keep_going)
+        ):
             return None
         return part
 
     def _job(self, shard: ShardPlan) -> Job:
+        keys = self._keys(shard)
         return Job(
             source=self.source,
-            keys=[self.listing.keys[i] for i in shard.rows.tolist()],
+            keys=keys,
             columns={name: values[shard.rows] for name, values in self.listing.columns.items()},
             arrays={name: values.take(shard.rows) for name, values in self.listing.arrays.items()},
             schema=self.schema,
@@ -100,16 +106,18 @@ class Writing:
             out=self.journal.out,
             file=shard.file,
             keep_going=self.keep_going,
-            items=self._items(shard),
+            items=self._items(shard, keys),
             compare=self._compares,
             n_whole=-(-N_WHOLE // len(self.plan.shards)),
         )
 
-    def _items(self, shard: ShardPlan) -> str:
+    def _keys(self, shard: ShardPlan) -> list[str]:
+        return [self.listing.keys[i] for i in shard.rows.tolist()]
+
+    def _items(self, shard: ShardPlan, keys: Sequence[str]) -> str:
         listing = self.listing
         beside: dict[str, Any] = {name: values[shard.rows] for name, values in listing.columns.items()}
         beside |= {name: values.take(shard.rows) for name, values in listing.arrays.items()}
-        keys = [listing.keys[i] for i in shard.rows.tolist()]
         return items_digest(keys, listing.sizes[shard.rows], beside, self.schema)
 
     def _results(self, jobs: Iterator[Job], n: int, tick: Progress | None) -> Iterator[Result]:
