@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import reading
 from converting import class_folders, digests
@@ -123,6 +124,25 @@ def test_a_name_that_both_want_is_told_and_nothing_is_lost(tmp_path: Path) -> No
     streamkit.convert(source, tmp_path / "out", **again)
     assert (tmp_path / "mine").read_text() == "mine" and streamkit.verify(tmp_path / "out").ok
     assert sorted(os.listdir(tmp_path)) == ["mine", "out", "src"]
+
+
+@pytest.mark.parametrize("options", [{"format": "tfrecord"}, {"format": "hdf5", "compression": "gzip"}])
+def test_a_dataset_that_was_appended_to_is_replaced(tmp_path: Path, options: dict[str, Any]) -> None:
+    """What the indexes of before an --append say nobody needs any more; they are not moved along as somebody's."""
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    (tmp_path / "src").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "src" / f"{i}.npy", np.full((4, 4), i))
+        streamkit.convert(tmp_path / "src", out, workers=1, append=i > 0, **options)
+    (out / "notes.txt").write_text("mine")
+    assert (out / "index-train.parquet").exists() and (out / "index-train.3.parquet").exists()
+    source = class_folders(tmp_path / "pictures", {"a": 6}, (6, 6))
+    for path in (out, fresh):
+        streamkit.convert(source, path, format="tfrecord", workers=1, overwrite=True)
+    assert sorted(os.listdir(tmp_path)) == ["fresh", "out", "pictures", "src"]
+    assert (out / "notes.txt").read_text() == "mine"
+    (out / "notes.txt").unlink()
+    assert digests(out) == digests(fresh) and streamkit.verify(out).ok
 
 
 @pytest.mark.parametrize("manifest", ["", None])

@@ -133,6 +133,8 @@ def _own(old: Path, final: Path) -> set[str]:
         written = _WRITTEN
     else:
         own |= {*manifest.files, *([skipped.FILE_NAME] if manifest.skipped else ())}
+        # The indexes of before an --append too, which its manifest no longer names.
+        written = re.compile(rf"(index|chunks)-({'|'.join(map(re.escape, manifest.splits))})(\.\d+)?\.parquet")
         for split in manifest.splits.values():
             shards = split.shards if manifest.root is None else ()  # adopted ones are the user's
             own |= {split.index, str(split.chunks), *(shard.file for shard in shards)}
