@@ -240,7 +240,10 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-ADOPT_AGAIN = "If it was moved, name its folder with root= (--root); if it changed, run `streamkit index` again."
+ADOPT_AGAIN = (
+    "If it was moved, name its folder with root= (--root); if it was changed, run `streamkit index` again, which takes it "
+    "as it is; if it should not have changed, restore it from a copy."
+)
 
 
 def _has_holes(values: pa.Array) -> bool:

@@ -123,7 +123,15 @@ def test_growth_is_told_in_one_sentence_and_drawn() -> None:
 
 def test_the_section_names_settings_and_who_is_missing() -> None:
     text = report.section([result(LIMIT, OURS, FFCV, ABSENT)])
-    assert "two threads" in text and "grain (not installable: no wheel)" in text and "2.00 x" not in text
+    assert "- R4: ffcv: Loader (two threads)" in text and "grain (not installable: no wheel)" in text
+    assert "| 0.90 | ffcv: Loader | 1.80 |" in text
+
+
+def test_the_section_tells_how_two_workers_do_beside_one() -> None:
+    ways = ("check decode, 1 worker", "check decode, 2 workers", "check header, 1 worker", "check header, 2 workers")
+    four = (one("streamkit", way, seconds) for way, seconds in zip(ways, (8.0, 4.0, 3.0, 2.0), strict=True))
+    text = report.section([result(*four, task="cores-W")])
+    assert "convert photos, check decode, 2 workers: 2.00; convert photos, check header, 2 workers: 1.50." in text
 
 
 def test_the_contract_sees_shapes_labels_and_content() -> None:

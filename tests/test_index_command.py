@@ -243,6 +243,17 @@ def test_files_that_cannot_be_adopted_say_what_to_do(tf: Any, tmp_path: Path, ca
         adopt(tmp_path / "a.tfrecord", tmp_path / "out")
 
 
+def test_either_command_tells_of_the_other(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    with pytest.raises(SourceError) as caught:
+        adopt(tmp_path / "a.csv", tmp_path / "out")
+    assert "streamkit convert" in str(caught.value.hint)
+    (tmp_path / "a.tfrecord").touch()
+    with pytest.raises(UsageError) as refused:
+        streamkit.convert(tmp_path / "a.tfrecord", tmp_path / "out", format="tfrecord")
+    assert "streamkit index" in str(refused.value.hint)
+
+
 @pytest.mark.parametrize("harm", ["cut", "flip"])
 def test_a_damaged_record_is_named_while_indexing(tf: Any, tmp_path: Path, harm: str) -> None:
     path = write_records(tf, tmp_path / "a.tfrecord", [example(tf, x=[float(i)] * 9) for i in range(5)])

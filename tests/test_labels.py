@@ -102,6 +102,25 @@ def test_one_row_an_item_makes_columns(
     assert batch["weight"].shape == batch["who"].shape == (6,)
 
 
+@pytest.mark.parametrize("number", [False, True])
+def test_a_row_that_repeats_another_is_left(tmp_path: Path, number: bool) -> None:
+    """One item's row twice, word for word, is a mistake, and no reason to make lists of all columns."""
+    pictures = write_files(tmp_path / "src", {f"{i}.png": encoded(picture(4, 4, seed=i)) for i in range(6)})
+    rows = [{**row, "file": i} if number else {**row, "file": f"{i}.png"} for i, row in enumerate(ROWS)]
+    report = convert(pictures, tmp_path / "out", labels=as_csv([*rows, rows[2], rows[2]], tmp_path / "twice.csv"))
+    assert "twice.csv: 2 rows that repeat another were left" in report.notices
+    convert(pictures, tmp_path / "once", labels=as_csv(rows, tmp_path / "once.csv"))
+    assert by_key(tmp_path / "out", "label", "weight", "who") == by_key(tmp_path / "once", "label", "weight", "who")
+
+
+def test_rows_that_differ_are_several(flat: Path, tmp_path: Path) -> None:
+    """Where one item has rows that differ, those that are alike stay too."""
+    several = [*ROWS, ROWS[2], {**ROWS[3], "weight": 9.0}]
+    convert(flat, tmp_path / "out", labels=as_csv(several, tmp_path / "several.csv"))
+    found = by_key(tmp_path / "out", "objects/weight")
+    assert found["2.jpg"] == ([0.2, 0.2],) and found["3.jpg"] == ([0.3, 9.0],)
+
+
 def test_nulls(flat: Path, tmp_path: Path) -> None:
     """Numbers become float64 with NaN, and said so; text becomes empty; an item without its label is a bad item."""
     rows = [{**row, "count": None if i == 1 else row["count"]} for i, row in enumerate(ROWS)]

@@ -295,6 +295,14 @@ def test_what_is_no_table(tmp_path: Path, name: str, data: bytes, error: type[Ex
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_a_table_of_another_separator_is_no_table_of_one_column(tmp_path: Path, separator: str) -> None:
+    (tmp_path / "a.csv").write_text(separator.join("ab") + "\n" + separator.join("12") + "\n")
+    with pytest.raises(SourceError) as caught:
+        open_source(tmp_path / "a.csv")
+    assert f"the separator may be {separator!r}" in str(caught.value) and "parted by ','" in str(caught.value.hint)
+
+
 def test_files_of_several_kinds(tmp_path: Path) -> None:
     write_files(tmp_path / "src", {"a.csv": b"a,label\n1,2\n", "b.jsonl": b"{}\n"})
     with pytest.raises(SourceError, match="several kinds"):

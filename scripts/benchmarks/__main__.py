@@ -60,10 +60,11 @@ def listing() -> str:
     )
 
 
-def print_tables(results: Sequence[Mapping[str, Any]]) -> None:
+def print_tables(results: Sequence[Mapping[str, Any]], whole: bool = True) -> None:
     for result in results:
         print(OTHERS.get(result["task"], report).table(result), end="\n\n")
-    print(report.targets([result for result in results if result["task"] not in OTHERS]))
+    if whole:  # targets are about all of the data
+        print(report.targets([result for result in results if result["task"] not in OTHERS]))
 
 
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -113,7 +114,7 @@ def main() -> None:
         if args.json:
             print(json.dumps(results, indent=1))
         else:
-            print_tables(results)
+            print_tables(results, args.scale == 1)
     if args.readme:
         readme, kept = ROOT / "README.md", report.kept("growth")
         text = report.section(report.load(), growth.sentence(kept) if kept else "")

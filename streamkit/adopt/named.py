@@ -18,6 +18,7 @@ from streamkit.codecs.sniff import looks_like
 from streamkit.errors import RefusedError, SourceError, UsageError
 from streamkit.shards.example import BadExample, is_sequence
 from streamkit.shards.tfrecord import begins_a_record
+from streamkit.sources.rowfiles import EXTENSIONS as ROW_EXTENSIONS
 from streamkit.sources.splits import SPLIT_OF_FOLDER
 from streamkit.strict import name_below
 
@@ -106,9 +107,9 @@ def format_of(path: Path) -> str:
     packed = _packed_reason(path, head)
     if packed is not None:
         raise SourceError(packed[0], path=path, hint=packed[1])
-    raise SourceError(
-        looks_like(head) or "is neither TFRecord nor HDF5", path=path, hint="Check that the file is whole."
-    )
+    rows = path.suffix.lower() in ROW_EXTENSIONS
+    hint = "`streamkit convert` reads such files." if rows else "Check that the file is whole."
+    raise SourceError(looks_like(head) or "is neither TFRecord nor HDF5", path=path, hint=hint)
 
 
 def _packed_reason(path: Path, head: bytes) -> tuple[str, str] | None:

@@ -83,7 +83,10 @@ def _file_source(path: Path, tile: tuple[int, int] | None) -> Source:
         found = Found(images=[(key_of(path.name), path.stat().st_size)])
         return scene_folder(str(path.parent), found, False, tile) or ImageFolder(str(path.parent), found, False)
     known = ", ".join((*TABLE_EXTENSIONS, *ROW_EXTENSIONS, ".tar", *SCENE_EXTENSIONS))
-    raise UsageError(f"this is no file of samples (known: {known})", path=path, hint="Give the folder instead.")
+    hint = "Give the folder instead."
+    if suffix in (".tfrecord", ".tfrecords", ".hdf5"):
+        hint = f"`streamkit index {path} --out OUT` makes a dataset of it where it lies."
+    raise UsageError(f"this is no file of samples (known: {known})", path=path, hint=hint)
 
 
 def _folder_source(root: Path, class_folders: bool, tile: tuple[int, int] | None) -> Source:

@@ -102,7 +102,21 @@ def _split_off(path: Path, table: pa.Table, notices: list[str] | None = None) ->
     if files.null_count:
         row = files.is_null().to_pylist().index(True)
         raise SourceError(f"row {row + 1} names no file in column {name!r}", path=path)
-    return Labels(path.name, files.to_pylist(), table.select([n for n in names if n != name]), tuple(notices), name)
+    table = _without_repeats(table.select(names).set_column(names.index(name), name, files), name)
+    if len(table) < len(files):
+        notices.append(f"{path.name}: {len(files) - len(table)} rows that repeat another were left")
+    rest = table.select([n for n in names if n != name])
+    return Labels(path.name, table.column(name).to_pylist(), rest, tuple(notices), name)
+
+
+def _without_repeats(table: pa.Table, name: str) -> pa.Table:
+    """Rows without those that repeat another word for word, if then each item has one; else several are meant, and stay."""
+    n_items = len(table.column(name).unique())
+    if n_items == table.num_rows or any(pa.types.is_nested(field.type) for field in table.schema):
+        return table
+    rows = table.append_column("", pa.array(range(len(table))))
+    firsts = rows.group_by(table.column_names, use_threads=False).aggregate([("", "min")])
+    return table.take(firsts.column("_min")) if len(firsts) == n_items else table
 
 
 # CSV and TSV

@@ -130,6 +130,11 @@ class CsvRows:
             raise SourceError(f"the header line cannot be read: {error}", path=self.path) from None
         if len(set(names)) != len(names):
             raise SourceError(f"column names repeat: {', '.join(names)[:200]}", path=self.path)
+        if len(names) == 1 and (odd := next((c for c in ";\t,|" if c in names[0]), None)):
+            hint = "Columns of a .csv are parted by ',', those of a .tsv by tabs."
+            raise SourceError(
+                f"its one column is {names[0][:200]!r}, so the separator may be {odd!r}", path=self.path, hint=hint
+            )
         return names, end
 
     def blocks(self) -> Iterator[Block]:
