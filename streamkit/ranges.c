@@ -205,7 +205,7 @@ static uint32_t copy_and_sum(char *to, const char *at, size_t n, int past_caches
 /* Raised whenever the arguments of a function of the library change, with those of its callers: a library left over from an
  * older build is then passed over, instead of being called wrongly. */
 int streamkit_abi(void) {
-    return 7;
+    return 8;
 }
 
 /* 1 where this processor has the crc32c instruction. */

@@ -203,7 +203,7 @@ class Encoder:
         facts[f"{field.name}.not_finite"] = moments.not_finite(value)
         return self._stored(field, arrays.to_bytes(value))
 
-    def _text(self, field: Field, value: Any, facts: dict[str, Any]) -> Any:
+    def _text(self, field: Field, value: bytes | memoryview, facts: dict[str, Any]) -> bytes | memoryview:
         if len(value) > MAX_RECORD_NBYTES:
             raise arrays.BadArray(f"{len(value)} bytes are more than a record's {MAX_RECORD_NBYTES}")
         try:

@@ -10,6 +10,7 @@ passed over; links that leave the folder are bad items; anything that is no regu
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -23,7 +24,7 @@ import numpy as np
 from streamkit.codecs.image import EXTENSIONS
 from streamkit.schema import Field, Schema
 from streamkit.sources import npy
-from streamkit.sources.files import Entries, read_files, walk
+from streamkit.sources.files import FILE, FOLDER, LINK, Entries, read_files, walk
 from streamkit.sources.listing import BadItem, Ints, Listing, Sample, key_of, path_of
 from streamkit.sources.rowfiles import EXTENSIONS as ROW_EXTENSIONS
 
@@ -55,13 +56,17 @@ class Found:
     def n_arrays(self) -> int:
         return len(self.arrays)
 
+    def bad_of(self, kind: str) -> list[BadItem]:
+        """Where to note what is wrong with a file of one of the lists."""
+        return self.bad if kind in ("images", "arrays") else self.beside
+
 
 def scan(root: str | os.PathLike[str]) -> Found:
     """Walk a folder. Folders behind links are not followed."""
     found = Found()
     top = os.path.realpath(root)
     empty = []
-    for folder, listed in walk(os.fspath(root)):
+    for folder, listed in walk(os.fspath(root), _KINDS):
         if isinstance(listed, OSError):
             found.bad.append(BadItem(key_of(folder) or ".", f"this folder cannot be read: {unreadable(listed)}"))
         elif listed.names:
@@ -94,49 +99,55 @@ def _sort_in(found: Found, listed: Entries, folder: str, top: str) -> None:
     before = os.path.join(folder, "")
     every = before + "/".join(listed.names)
     alike = key_of(every) == every  # then each key is its path
-    for name, mode, size in zip(listed.names, listed.modes.tolist(), listed.sizes.tolist(), strict=True):
+    for name, type, size in zip(listed.names, listed.types, listed.sizes, strict=True):
+        if type == FOLDER:
+            continue
         path = before + name
-        if stat.S_ISREG(mode):
-            kind = _kind(found, path)
-            if kind is not None:
-                getattr(found, kind).append((path if alike else key_of(path), size))
-        elif stat.S_ISLNK(mode):
+        kind, extension = _kind(path)
+        if type == LINK:
             _sort_in_link(found, path, top)
-        elif not stat.S_ISDIR(mode) and _kind(found, path) is not None:
+        elif kind is None:
+            found.others[extension] += 1
+        elif type != FILE:
             found.notices.append(f"{key_of(path)} is no regular file and was left")
+        elif size >= 0:
+            getattr(found, kind).append((path if alike else key_of(path), size))
+        elif size != -errno.ENOENT:  # gone since the folder was read: as if it had never been there
+            found.bad_of(kind).append(BadItem(key_of(path), unreadable(OSError(-size, os.strerror(-size)))))
 
 
 def _sort_in_link(found: Found, path: str, top: str) -> None:
     place, key = os.path.join(top, path), key_of(path)
-    target = os.path.realpath(place)
-    inside = target.startswith(top + os.sep)
-    if os.path.isdir(place):
-        found.bad.append(BadItem(key, "a link to a folder, which is not followed", refused=not inside))
+    kind, extension = _kind(path)
+    try:
+        facts = os.stat(place)
+    except OSError:
+        facts = None
+    is_folder = facts is not None and stat.S_ISDIR(facts.st_mode)
+    if kind is None and not is_folder:
+        found.others[extension] += 1
         return
-    kind = _kind(found, path)
-    if kind is None:
+    leaves = not os.path.realpath(place).startswith(top + os.sep)
+    if is_folder:
+        found.bad.append(BadItem(key, "a link to a folder, which is not followed", refused=leaves))
         return
-    bad = found.bad if kind in ("images", "arrays") else found.beside
-    if not os.path.exists(target):
-        bad.append(BadItem(key, "a link to nothing"))
-    elif not inside:
-        bad.append(BadItem(key, "a link that leaves the source folder", refused=True))
-    elif not os.path.isfile(target):
+    assert kind is not None
+    if facts is None:
+        found.bad_of(kind).append(BadItem(key, "a link to nothing"))
+    elif leaves:
+        found.bad_of(kind).append(BadItem(key, "a link that leaves the source folder", refused=True))
+    elif not stat.S_ISREG(facts.st_mode):
         found.notices.append(f"{key} is no regular file and was left")
     else:
-        getattr(found, kind).append((key, os.path.getsize(target)))
+        getattr(found, kind).append((key, facts.st_size))
 
 
-def _kind(found: Found, path: str) -> str | None:
-    """Which list of `found` takes a file, by its name; None where none does, and it is counted."""
-    name = path[path.rfind(os.sep) + 1 :]
-    dot = name.rfind(".")
-    extension = name[dot:].lower() if dot > 0 else ""
+def _kind(path: str) -> tuple[str | None, str]:
+    """Which list of `Found` takes a file of this name, if any; and its extension."""
+    slash, dot = path.rfind(os.sep), path.rfind(".")
+    extension = path[dot:].lower() if dot > slash + 1 else ""
     kind = _KINDS.get(extension)
-    if kind is None or (kind == "texts" and _is_note(path)):
-        found.others[extension] += 1
-        return None
-    return kind
+    return None if kind == "texts" and _is_note(path) else kind, extension
 
 
 def _is_note(path: str) -> bool:

@@ -37,7 +37,8 @@ class Picture(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One opened item: payload field -> image file bytes, Picture or NumPy array. Its columns stand in the listing.
+    """One opened item: payload field -> a file's bytes (perhaps a memoryview, to be read alone), Picture or NumPy array. Its
+    columns stand in the listing.
 
     `content`: 16 bytes that are equal for equal content only, where the payloads are not what tells it; zeros for unknown.
     """
