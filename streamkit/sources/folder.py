@@ -105,7 +105,7 @@ def _sort_in(found: Found, listed: Entries, folder: str, top: str) -> None:
         path = before + name
         kind, extension = _kind(path)
         if type == LINK:
-            _sort_in_link(found, path, top)
+            _sort_in_link(found, path, kind, extension, top)
         elif kind is None:
             found.others[extension] += 1
         elif type != FILE:
@@ -116,9 +116,8 @@ def _sort_in(found: Found, listed: Entries, folder: str, top: str) -> None:
             found.bad_of(kind).append(BadItem(key_of(path), unreadable(OSError(-size, os.strerror(-size)))))
 
 
-def _sort_in_link(found: Found, path: str, top: str) -> None:
+def _sort_in_link(found: Found, path: str, kind: str | None, extension: str, top: str) -> None:
     place, key = os.path.join(top, path), key_of(path)
-    kind, extension = _kind(path)
     try:
         facts = os.stat(place)
     except OSError:
