@@ -79,7 +79,11 @@ class Lock:
     def is_here(self) -> bool:
         """True while the lock lies where it was taken: with its folder it moves away, and another may come there."""
         path = self.folder / _NAME
-        return path.exists() and os.path.samestat(os.fstat(self._file.fileno()), path.stat())
+        try:
+            there = path.stat()
+        except FileNotFoundError:  # a look whether it exists and another at it would leave a moment between them
+            return False
+        return os.path.samestat(os.fstat(self._file.fileno()), there)
 
     def remove(self, out: Path | None = None) -> None:
         """Delete the work folder, which lies in `out` now if that is given: the dataset is published."""
